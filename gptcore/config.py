@@ -1,7 +1,8 @@
 """What a GPT is made of: how many, how wide, and one closed choice an axis.
 
 What you learn here: the few numbers that fix a model's shape, and the few choices in which the well-known families
-(GPT-2, Llama, Qwen, Phi, NeoX, MPT) differ. Nothing here computes; every choice is looked up once, in ops.py or model.py.
+(GPT-2, Llama, Qwen, Phi, NeoX, MPT) differ. Nothing here computes; every choice is
+looked up once, in ops.py or model.py.
 Next: ops.py holds the equation behind every choice.
 """
 

@@ -1,0 +1,252 @@
+"""The mathematics of a GPT, one equation a function.
+
+What you learn here: how a position becomes a rotation or a slope, how five lines make attention, and why a single <= is
+all the causality a GPT needs. This file is the specification; whatever is faster elsewhere must agree with it.
+Axes: B rows, T new tokens, S keys, C model width, F MLP width, H heads (H_kv for keys and values), D head width,
+V vocabulary. Positions are (B,T), or (1,T) where all rows agree.
+Next: cache.py remembers keys and values; model.py stacks these functions into a GPT.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def wide(x) -> Tensor:
+    """x in at least float32: bfloat16 keeps two or three digits, too few for sums, angles and softmax."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def linear(x, w, b=None) -> Tensor:
+    """x w^T + b over the last axis; w is (out, in)."""
+    return F.linear(x, w, b)
+
+
+# ------------------------------------------------------------------------------------------------------------- norms
+
+
+def layernorm(x, w, b=None, *, eps, look=None) -> Tensor:
+    """w * (x - mean) / sqrt(var + eps) + b over the last axis, (..., C) -> (..., C).  Ba et al. 2016, arXiv:1607.06450.
+
+    look(scale) -> scale, if given, sees and may replace the divisor (..., 1).
+    """
+    if look is None:
+        return F.layer_norm(x, x.shape[-1:], w, b, eps)
+    centred = wide(x) - wide(x).mean(-1, keepdim=True)
+    scale = look((centred.square().mean(-1, keepdim=True) + eps).sqrt())
+    y = w * (centred / scale).to(x.dtype)
+    return y if b is None else y + b
+
+
+def rmsnorm(x, w, *, eps, look=None) -> Tensor:
+    """w * x / sqrt(mean(x^2) + eps) over the last axis, as layernorm.  Zhang & Sennrich 2019, arXiv:1910.07467."""
+    scale = (wide(x).square().mean(-1, keepdim=True) + eps).sqrt()
+    if look is not None:
+        scale = look(scale)
+    return w * (wide(x) / scale).to(x.dtype)
+
+
+NORMS = {"layernorm": layernorm, "rmsnorm": rmsnorm}
+
+
+# --------------------------------------------------------------------------------------------------------- positions
+
+
+def sinusoidal(positions, d_model) -> Tensor:
+    """sin and cos of position / 10,000^(2i/C) in turn: (B,T) -> (B,T,C).  Vaswani et al. 2017, arXiv:1706.03762."""
+    rate = 10_000.0 ** (-torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float32) / d_model)
+    angle = positions[..., None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+
+
+def rotary_table(positions, d_rot, base) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * base^(-2i/d_rot), each (B,T,1,d_rot/2) in float32: bfloat16 would round 257 to 256."""
+    rate = base ** (-torch.arange(0, d_rot, 2, device=positions.device, dtype=torch.float32) / d_rot)
+    angle = positions[:, :, None, None] * rate
+    return angle.cos(), angle.sin()
+
+
+def rotary(x, cos, sin, *, interleaved=False) -> Tensor:
+    """Turn pairs of x's first numbers by the table's angles, x (B,T,H,D).  Su et al. 2021, arXiv:2104.09864.
+
+    A pair is (i, i + half), or (2i, 2i+1) if interleaved; what the table does not reach passes (partial rotary).
+    """
+    turning, rest = wide(x).split([2 * cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]], dim=-1)
+    a, b = turning.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else turning.chunk(2, dim=-1)
+    turned = [a * cos - b * sin, a * sin + b * cos]
+    turned = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+    return torch.cat([turned, rest], dim=-1).to(x.dtype)
+
+
+def alibi_slopes(n_head, device=None) -> Tensor:
+    """2^(-8(h+1)/H) for head h of H, (H,).  Press et al. 2021, arXiv:2108.12409.
+
+    As published, an H that is no power of two takes the slopes of the power below it, then every other one of the
+    power above.
+    """
+    below = 2 ** int(math.log2(n_head))
+    slopes = [2 ** (-8 * (h + 1) / below) for h in range(below)]
+    slopes += [2 ** (-4 * (2 * h + 1) / below) for h in range(n_head - below)]
+    return torch.tensor(slopes, device=device)
+
+
+# --------------------------------------------------------------------------------------------------------- attention
+
+
+def visible(positions, n_keys, window=0) -> Tensor:
+    """The one rule: the query at position p sees key j iff j <= p (and j > p - window).  (B,T) -> (B,1,T,S)."""
+    keys = torch.arange(n_keys, device=positions.device)
+    p = positions[:, None, :, None]
+    return (keys <= p) & (keys > p - window) if window else keys <= p
+
+
+def attention_bias(positions, n_keys, slopes) -> Tensor:
+    """ALiBi: minus a head's slope times the distance of key and query, (B,T), (H,) -> (B,H,T,S)."""
+    distance = positions[:, None, :, None] - torch.arange(n_keys, device=positions.device)
+    return -slopes[:, None, None] * distance
+
+
+def attention_scores(q, k, positions, *, slopes=None, window=0, softcap=0.0) -> Tensor:
+    """q k^T / sqrt(D), capped, biased, and -inf where a key is invisible.  q (B,T,H,D), k (B,H_kv,S,D) -> (B,H,T,S)."""
+    q = q.unflatten(2, (k.shape[1], -1))  # query head h reads key head h // (H / H_kv)
+    scores = wide(torch.einsum("btkgd,bksd->bkgts", q, k)).flatten(1, 2) / math.sqrt(q.shape[-1])
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if slopes is not None:
+        scores = scores + attention_bias(positions, k.shape[2], slopes)
+    return scores.masked_fill(~visible(positions, k.shape[2], window), -torch.inf)
+
+
+def attention_mix(pattern, v) -> Tensor:
+    """Every query's average of the values, weighted by its pattern.  (B,H,T,S), (B,H_kv,S,D) -> (B,T,H,D)."""
+    pattern = pattern.to(v.dtype).unflatten(1, (v.shape[1], -1))
+    return torch.einsum("bkgts,bksd->btkgd", pattern, v).flatten(2, 3)
+
+
+def attention_fused(q, k, v, positions, *, slopes=None, window=0, causal=False) -> Tensor:
+    """softmax(scores) v in one pass through torch's kernel: mix(softmax(scores)) without the pattern in memory.
+
+    causal says that the T queries are the first T positions and the keys are theirs: then no mask is built.
+    """
+    q, n_keys = q.transpose(1, 2), k.shape[2]
+    causal = causal and slopes is None and not window
+    mask = None if causal else visible(positions, n_keys, window)
+    if slopes is not None:
+        mask = attention_bias(positions, n_keys, slopes).to(q.dtype).masked_fill(~mask, -torch.inf)
+    grouped = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, **grouped).transpose(1, 2)
+
+
+# --------------------------------------------------------------------------------------------------------------- MLP
+
+
+def gelu(x) -> Tensor:
+    """x Phi(x), with Phi the normal distribution function.  Hendrycks & Gimpel 2016, arXiv:1606.08415."""
+    return F.gelu(x)
+
+
+def gelu_tanh(x) -> Tensor:
+    """GELU by its tanh approximation, as GPT-2 was trained."""
+    return F.gelu(x, approximate="tanh")
+
+
+def relu2(x) -> Tensor:
+    """max(x, 0)^2.  So et al. 2021, arXiv:2109.08668."""
+    return F.relu(x).square()
+
+
+def silu(x) -> Tensor:
+    """x sigmoid(x): the gate of SwiGLU.  Shazeer 2020, arXiv:2002.05202."""
+    return F.silu(x)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu2": relu2, "swiglu": silu}
+
+
+# ----------------------------------------------------------------------------------------------------------- dropout
+
+
+def scramble(x) -> Tensor:
+    """A 32-bit integer hash (multiply and xorshift) on int64 tensors that hold 32-bit numbers."""
+    x = (x ^ (x >> 16)) * 0x21F0AAAD & 0xFFFFFFFF  # both factors are below 2^31: the product fits an int64
+    x = (x ^ (x >> 15)) * 0x735A2D97 & 0xFFFFFFFF
+    return x ^ (x >> 15)
+
+
+def fold(seed, number) -> Tensor:
+    """A new seed from a seed (0-dim int64) and a small number: every layer and every site gets its own."""
+    low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    low = scramble(low ^ scramble(high + number & 0xFFFFFFFF))
+    return low | (scramble(low ^ high) >> 1 << 32)  # 63 bits: never negative
+
+
+def dropout(x, rate, seed) -> Tensor:
+    """Zero a share `rate` of x and scale up the rest.  Srivastava et al. 2014, JMLR 15.
+
+    The mask is a hash of (seed, element number), not a draw from a generator: equal in eager, compiled, recomputed.
+    """
+    number = torch.arange(x.numel(), device=x.device).view(x.shape)
+    low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    stays = scramble(scramble(number & 0xFFFFFFFF ^ low) ^ high) >= int(rate * 2**32)
+    return torch.where(stays, x / (1 - rate), 0.0)
+
+
+# -------------------------------------------------------------------------------------------------------------- loss
+
+
+def softcap(x, cap) -> Tensor:
+    """cap * tanh(x / cap): like x while small, never beyond cap.  Gemma 2, arXiv:2408.00118."""
+    return cap * torch.tanh(x / cap)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Mean nats of targets under softmax(softcap(x w^T + b)): rows a chunk at a time, the (N,V) logits never kept.
+
+    The gradients are made on the way, while a chunk's probabilities are at hand, as 2411.09009 (arXiv) and others do.
+    Apply to x (N,C), w (V_padded,C), b (V_padded,) or None, targets (N,) where -100 does not count, then n_vocab, cap
+    (0: none) and rows, the size of a chunk; the first result is the loss. First derivatives only.
+    """
+
+    @staticmethod
+    def forward(x, w, b, targets, n_vocab, cap, rows):
+        """The mean, and the gradients of the mean with respect to x, w and b."""
+        dx, dw = torch.empty_like(x), torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32))
+        db = None if b is None else torch.zeros_like(b, dtype=dw.dtype)
+        counts = targets != -100
+        n, nats = counts.sum().clamp(min=1).to(dw.dtype), dw.new_zeros(())
+        for xc, tc, on, dxc in zip(x.split(rows), targets.split(rows), counts.split(rows), dx.split(rows), strict=True):
+            logits = F.linear(xc, w, b)[:, :n_vocab].to(dw.dtype)  # (rows,V)
+            if cap:
+                logits = softcap(logits, cap)
+            slope = 1 - (logits / cap).square() if cap else None
+            tc, on = tc.clamp(min=0)[:, None], on[:, None]
+            top = logits.amax(-1, keepdim=True)
+            wanted = logits.gather(-1, tc) - top
+            p = logits.sub_(top).exp_()  # the one exp: a logsumexp would make a second
+            total = p.sum(-1, keepdim=True)
+            nats += ((total.log() - wanted) * on).sum()
+            g = p.div_(total).scatter_add_(-1, tc, -torch.ones_like(wanted)).mul_(on / n)
+            if cap:
+                g = g.mul_(slope)
+            if db is not None:
+                db[:n_vocab] += g.sum(0)
+            g = g.to(x.dtype)
+            dxc.copy_(g @ w[:n_vocab])
+            dw[:n_vocab] += g.T @ xc
+        return nats / n, dx, dw.to(w.dtype), db if db is None else db.to(b.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Keep the gradients that forward made."""
+        _, dx, dw, db = output
+        ctx.mark_non_differentiable(*(g for g in (dx, dw, db) if g is not None))
+        ctx.save_for_backward(dx, dw, db)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, *_):
+        """The chain rule: everything scales with the loss's own gradient."""
+        dx, dw, db = ctx.saved_tensors
+        return dx * grad, dw * grad, None if db is None else db * grad, None, None, None, None
