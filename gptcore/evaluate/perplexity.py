@@ -1,0 +1,224 @@
+"""Perplexity: how surprised the model is by text it has not seen, one number a token.
+
+What you learn here: a document longer than the context is read through windows, and every token is a target in exactly
+one of them; sums of nats are divided once, at the end, by tokens (loss, perplexity) or by bytes of the original text
+(bits per byte, the number that compares tokenizers). How the windows are batched changes the speed and nothing else.
+Axes: N documents, B windows, T tokens of the longest, n scored targets, C model width, V vocabulary.
+Next: calibration.py asks whether the model knows when it is right, choice.py gives it questions.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptcore.model import chunk_rows, embed, run_blocks, unembed
+from gptcore.ops import wide
+
+BATCH_TOKENS = {"cpu": 4096}  # a CPU works fastest out of its caches; elsewhere many more run at once
+LIMIT = 65_536
+
+
+class Stopped(Exception):
+    """stop() said so before every target was scored: there is no score of half a text."""
+
+
+class Scores(NamedTuple):
+    """What a model scored on N documents, one entry a document, on the CPU; sums of them are divided here, once."""
+
+    nats: Tensor  # (N,) float64, summed negative log-likelihood
+    n_tokens: Tensor  # (N,) int64, targets scored
+    n_bytes: Tensor  # (N,) int64, UTF-8 bytes of the original text that they stand for
+    n_correct: Tensor  # (N,) int64, targets that were the most likely token
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per token, every token weighing the same."""
+        return self.nats.sum().item() / self.n_tokens.sum().item()
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): as unsure as a choice among so many tokens. Compares models with the same tokenizer only."""
+        return math.exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits the model needs for a byte of the original text: the number that compares tokenizers."""
+        return self.nats.sum().item() / (math.log(2) * self.n_bytes.sum().item())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of targets that were the most likely token."""
+        return self.n_correct.sum().item() / self.n_tokens.sum().item()
+
+
+def windows(n, context, stride, last="full") -> Iterator[tuple[int, int, int]]:
+    """(begin, end, first): feed document[begin:end], score its targets first..end; each of 1..n-1 is scored once.
+
+    After the first window a target sees at least context - stride + 1 tokens. last "full" slides the last window back
+    to full length, which with stride = context is the rolling rule of the Language Model Evaluation Harness.
+    """
+    begin, first = 0, 1
+    while first < n:
+        end = min(begin + context, n - 1)
+        if end == n - 1 and last == "full":
+            begin = max(0, end - context)
+        yield begin, end, first
+        begin, first = begin + stride, end + 1
+
+
+def score_documents(
+    params, config, documents, *,
+    eot, window=None, stride=None, max_tokens=None, token_bytes=None, batch_tokens=None, stop=None,
+) -> Scores:  # fmt: skip
+    """Nats, tokens, bytes and hits of every document; documents are (token ids, UTF-8 bytes of the text) pairs.
+
+    eot is the id that every document is read after; None leaves first tokens and their bytes unscored. max_tokens
+    scores the first so many tokens only. Either needs token_bytes, the bytes of each id (V,), for the denominator.
+    The rest as in score_tokens.
+    """
+    ways = {"eot": eot, "window": window, "stride": stride, "batch_tokens": batch_tokens, "stop": stop}
+    if token_bytes is None and (eot is None or max_tokens is not None):
+        raise ValueError("token_bytes: expected the bytes of each id, without which parts of documents have no length")
+    if max_tokens is not None:
+        documents = first_tokens(documents, max_tokens, token_bytes)
+    measured, n_tokens = score_tokens(params, config, [tokens for tokens, _ in documents], **ways)
+    unread = lambda tokens: int(token_bytes[int(tokens[0])]) if eot is None and len(tokens) else 0
+    n_bytes = torch.tensor([size - unread(tokens) for tokens, size in documents])
+    return Scores(per_document(measured.nats, n_tokens), n_tokens, n_bytes, per_document(measured.correct, n_tokens))
+
+
+def first_tokens(documents, max_tokens, token_bytes) -> list[tuple]:
+    """The documents that hold the first max_tokens tokens, the last one cut there, its bytes counted by token."""
+    kept = []
+    for tokens, size in documents:
+        if max_tokens <= 0:
+            break
+        if len(tokens) > max_tokens:
+            tokens = tokens[:max_tokens]
+            size = sum(int(token_bytes[int(token)]) for token in tokens)
+        kept.append((tokens, size))
+        max_tokens -= len(tokens)
+    return kept
+
+
+def per_document(values, n_tokens) -> Tensor:
+    """Sums of a value per target over each document: (n,), lengths (N,) -> (N,), in float64 or int64."""
+    values = values.double() if values.is_floating_point() else values.long()
+    documents = torch.repeat_interleave(torch.arange(len(n_tokens)), n_tokens)
+    return torch.zeros(len(n_tokens), dtype=values.dtype).index_add_(0, documents, values)
+
+
+# ------------------------------------------------------------------------------------------------- what is measured
+
+
+class Likelihood(NamedTuple):
+    """What perplexity needs of a target."""
+
+    nats: Tensor  # (n,) float32, -log p(target)
+    correct: Tensor  # (n,) bool: the target is the most likely token
+
+
+class Detail(NamedTuple):
+    """What can be shown of a target."""
+
+    nats: Tensor
+    correct: Tensor
+    rank: Tensor  # (n,) int64: how many tokens were strictly more likely
+    entropy: Tensor  # (n,) float32, nats: how unsure the model was before it saw the target
+
+
+def likelihood(logits, targets) -> Likelihood:
+    """logits (n,V) in float32, targets (n,) -> Likelihood."""
+    return Likelihood(F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets)
+
+
+def detail(logits, targets) -> Detail:
+    """logits (n,V) in float32, targets (n,) -> Detail."""
+    log_p = logits.log_softmax(-1)
+    rank = (logits > logits.gather(-1, targets[:, None])).sum(-1)
+    return Detail(*likelihood(logits, targets), rank, -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1))
+
+
+# ------------------------------------------------------------------------------------------------ how it is computed
+
+
+@torch.no_grad()
+def score_tokens(
+    params, config, documents, *,
+    eot, window=None, stride=None, batch_tokens=None, measure=likelihood, stop=None,
+) -> tuple[NamedTuple, Tensor]:  # fmt: skip
+    """measure of every target of every document (a list of sequences of ids) -> (measures, n_tokens).
+
+    measures is what measure returns, each entry (n,) in the order of the text and on the CPU; n_tokens (N,) cuts it
+    into documents. measure gets logits (n,V), at least float32 whatever the weights are, and targets (n,); only scored
+    positions are unembedded. Documents are read in windows of `window` (n_context) tokens, `stride` (window) apart,
+    batch_tokens of them at once. Raises ValueError for sizes that do not fit, Stopped once stop() is true.
+    """
+    window = config.n_context if window is None else window
+    stride = window if stride is None else stride
+    if not 1 <= window <= config.n_context:
+        raise ValueError(f"window: expected a number in 1..n_context={config.n_context}, got {window}")
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride: expected a number in 1..window={window}, got {stride}")
+    if eot is not None and not 0 <= eot < config.n_vocab:
+        raise ValueError(f"eot: expected an id below n_vocab={config.n_vocab}, got {eot}")
+    device = params["embed"]["w"].device
+    batch_tokens = BATCH_TOKENS.get(device.type, LIMIT) if batch_tokens is None else batch_tokens
+    flat, lengths = joined(documents, [] if eot is None else [eot])
+    n_tokens = (lengths - 1).clamp(min=0)
+    if not n_tokens.any():
+        raise ValueError("documents: expected at least one token to score, got none")
+    bad = flat[(flat < 0) | (flat >= config.n_vocab)].tolist()
+    if bad:
+        raise ValueError(f"documents: expected ids below n_vocab={config.n_vocab}, got {bad[0]}")
+
+    order, parts = [], []
+    for index, targets, rows, tokens in batches(flat, lengths, window, stride, batch_tokens):
+        if stop is not None and stop():
+            raise Stopped
+        x, _ = run_blocks(params, config, embed(params, config, tokens.to(device)))
+        x, targets = x.flatten(0, 1)[rows.to(device)], targets.to(device)
+        size = chunk_rows(config.n_vocab_padded, config.d_model, device.type)
+        for some, wanted in zip(x.split(size), targets.split(size), strict=True):
+            parts.append(measure(wide(unembed(params, config, some)), wanted))
+        order.append(index)
+    back = torch.cat(order).argsort()  # windows were sorted by length: put the text in order again
+    return type(parts[0])(*(torch.cat(column).cpu()[back] for column in zip(*parts, strict=True))), n_tokens
+
+
+def joined(documents, prefix) -> tuple[Tensor, Tensor]:
+    """Documents end to end, each after the prefix: (their ids, int64, and the length of each with its prefix (N,))."""
+    prefix = torch.tensor(prefix, dtype=torch.long)
+    parts = [part for tokens in documents for part in (prefix, torch.as_tensor(tokens).long())]
+    lengths = [len(prefix) + len(tokens) for tokens in documents]
+    return torch.cat([prefix[:0], *parts]), torch.tensor(lengths, dtype=torch.long)
+
+
+def batches(flat, lengths, window, stride, batch_tokens) -> Iterator[tuple[Tensor, ...]]:
+    """Windows on documents that lie end to end in flat, the longest first, as (index, targets, rows, tokens).
+
+    tokens (B,T) is padded on the right, which no earlier position sees; rows (n,) are the scored positions of
+    tokens.flatten(), targets (n,) what they should have predicted, index (n,) where in flat that stands.
+    """
+    starts = (lengths.cumsum(0) - lengths).tolist()
+    spans = [
+        (begin, end, first, start)
+        for start, n in zip(starts, lengths.tolist(), strict=True)
+        for begin, end, first in windows(n, window, stride)
+    ]
+    spans = sorted(spans, key=lambda span: span[0] - span[1])  # stable: equal lengths stay in the order of the text
+    done = 0
+    while done < len(spans):
+        width = spans[done][1] - spans[done][0]
+        chosen = spans[done : done + max(1, batch_tokens // width)]
+        begin, end, first, start = torch.tensor(chosen).T[:, :, None]  # each (B,1)
+        read = begin + torch.arange(width)  # (B,T), positions in the document
+        scored = (read + 1 >= first) & (read < end)
+        index = (start + read + 1)[scored]
+        tokens = torch.where(read < end, flat[(start + read).clamp(max=len(flat) - 1)], 0)
+        yield index, flat[index], scored.flatten().nonzero()[:, 0], tokens
+        done += len(chosen)
