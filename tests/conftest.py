@@ -1,0 +1,39 @@
+"""What every test shares: one thread a process, and markers that skip with their reason."""
+
+import os
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: small tensors are faster on one thread, children inherit it
+
+import importlib.util
+import socket
+from functools import cache
+
+import pytest
+import torch
+
+
+@cache
+def missing(marker) -> str:
+    """Why tests with this marker cannot run here; empty if they can."""
+    if marker == "gpu" and not torch.cuda.is_available():
+        return "no CUDA or ROCm device"
+    if marker == "oracle" and importlib.util.find_spec("transformers") is None:
+        return "transformers is not installed"
+    if marker == "network":
+        try:
+            socket.create_connection(("huggingface.co", 443), timeout=3).close()
+        except OSError as error:
+            return f"the hub cannot be reached: {error}"
+    return ""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip what this machine cannot do, and what takes minutes unless it was asked for."""
+    for item in items:
+        for marker in ("gpu", "network", "oracle"):
+            if item.get_closest_marker(marker) and (reason := missing(marker)):
+                item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("slow") and "slow" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m slow runs it"))
