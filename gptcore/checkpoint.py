@@ -1,0 +1,501 @@
+"""Run folders: what a run was told, what it measured, and every state it can go on from.
+
+What you learn here: how to write files so that a crash at any moment loses nothing. Everything is written under a
+temporary name, flushed to the disk and renamed; state.json, with the sha256 of its neighbours, comes last, so a step
+folder is either whole or does not exist. Weights are safetensors and the rest is JSON: nothing is ever pickled.
+
+    runs/<name>/run.json  tokenizer.json  metrics.jsonl  latest  best
+    runs/<name>/checkpoints/step-0001000/{model,optimizer,rng}.safetensors  state.json
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptcore import tree
+
+VERSION = 1  # of this layout, in every state.json
+KEEP = 3  # saves that are not the end of an epoch: how many stay
+PARTS = ("model", "optimizer", "rng")
+
+
+class Step(NamedTuple):
+    """Everything a saved step holds: training goes on from it as if nothing had happened."""
+
+    params: dict[str, Any]
+    optimizer: dict[str, Tensor]  # "blocks.0.attn.q.w/exp_avg" -> its state
+    rng: dict[str, Tensor]  # the state of each generator the run owns, uint8
+    state: dict[str, Any]  # step, epoch, tokens, losses, rate
+
+
+class StepInfo(NamedTuple):
+    """A saved step as a listing needs it; no weights were read."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    n_bytes: int
+
+
+class RunInfo(NamedTuple):
+    """A run as a listing needs it. latest and best are step numbers, None where there is none yet."""
+
+    path: Path
+    run: dict[str, Any]
+    steps: list[StepInfo]
+    latest: int | None
+    best: int | None
+    damaged: list[str]  # one line for each run.json or state.json that cannot be read; run is {} without its own
+
+
+# Creating a run
+
+
+def next_name(root, mode) -> str:
+    """The first free name of the row quick-001, quick-002, ... in the folder root."""
+    taken = {path.name for path in Path(root).glob(f"{mode}-*")}
+    return next(name for n in range(1, len(taken) + 2) if (name := f"{mode}-{n:03d}") not in taken)
+
+
+def create_run(root, name, run, tokenizer) -> Path:
+    """Make the folder root/name with run.json and tokenizer.json, complete or not at all; neither changes again.
+
+    run is a dict of plain JSON, tokenizer anything with save(path). Raises ValueError if name is taken or not a name.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"run: expected a plain name for a new folder, got {name!r}")
+    path = Path(root, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()  # two processes cannot both make it
+    except FileExistsError:
+        raise ValueError(f"run: expected a new name, got {name}, which exists in {root}") from None
+    try:
+        (path / "checkpoints").mkdir()
+        tokenizer.save(path / "tokenizer.json")
+        _sync(path / "tokenizer.json")
+        _replace(path / "run.json", json.dumps(run, indent=1) + "\n")  # last: without it the folder is no run
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return path
+
+
+def read_run(run_dir) -> dict[str, Any]:
+    """What run.json says. Raises ValueError naming the file if it is missing or not JSON."""
+    return _read_json(Path(run_dir) / "run.json")
+
+
+def sweep(run_dir) -> None:
+    """Remove what a killed process left in a run: half-written steps and a torn last line of metrics.jsonl.
+
+    For the one process that is about to write to the run.
+    """
+    run_dir = Path(run_dir)
+    for folder in (run_dir, run_dir / "checkpoints"):
+        for left in folder.glob(".tmp-*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    metrics = run_dir / "metrics.jsonl"
+    if metrics.exists():
+        with open(metrics, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+# Saving a step
+
+
+def save_step(run_dir, step, *, params, optimizer, rng, state) -> Path:
+    """Write a step so that it is whole or does not exist, and make it the run's latest; returns its folder.
+
+    params is a tree; optimizer and rng are flat dicts of tensors; state is a dict of plain JSON, in which
+    epoch_end=True keeps the step for good. A step that is there and holds is not written again. Raises OSError with
+    the file's name when the disk refuses; earlier steps are untouched then.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / "checkpoints" / step_name(step)
+    if not _holds(path):
+        about = {"version": str(VERSION), "config": json.dumps(read_run(run_dir).get("config"))}
+        with _whole(path) as folder:
+            for part, leaves in zip(PARTS, (dict(tree.walk(params)), optimizer, rng), strict=True):
+                _write_tensors(folder / f"{part}.safetensors", leaves, about)
+            files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in folder.iterdir()}
+            head = {"version": VERSION, "step": step}
+            sealed = _sealed(head | state | head | {"files": files})
+            _write(folder / "state.json", json.dumps(sealed, indent=1) + "\n")
+    if (run_dir / "metrics.jsonl").exists():
+        _sync(run_dir / "metrics.jsonl")
+    mark(run_dir, "latest", step)
+    return path
+
+
+def mark(run_dir, word, step) -> None:
+    """Let latest or best name this step."""
+    if word not in ("latest", "best"):
+        raise ValueError(f"mark: expected latest or best, got {word}")
+    _replace(Path(run_dir) / word, step_name(step) + "\n")
+
+
+def marked(run_dir, word) -> int | None:
+    """The step that latest or best names; None where nothing is named yet."""
+    try:
+        return int((Path(run_dir) / word).read_text(encoding="utf-8").strip().removeprefix("step-"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def prune(run_dir, keep=KEEP) -> list[int]:
+    """Delete old steps: epoch ends, latest and best stay, and the last keep of the others. Returns the deleted ones."""
+    run_dir = Path(run_dir)
+    named = {marked(run_dir, "latest"), marked(run_dir, "best")}
+    steps, _ = _steps(run_dir)
+    others = [info for info in steps if not info.state.get("epoch_end")]
+    old = [info for info in others[: max(0, len(others) - keep)] if info.step not in named]
+    for info in old:
+        _remove(info.path)
+    return [info.step for info in old]
+
+
+class Saver:
+    """Saves steps in a thread: the caller waits for a copy into CPU memory, not for the disk.
+
+    One save at a time; an error is raised by the next save, by join, or on leaving the with block. The thread is a
+    daemon, so a second Ctrl-C abandons it: its step then does not exist, and the earlier ones do.
+    """
+
+    def __init__(self, run_dir, keep=KEEP):
+        self.run_dir, self.keep = run_dir, keep
+        self._thread, self._error = None, None
+
+    def save(self, step, *, params, optimizer, rng, state, best=False) -> None:
+        """Copy now; then write, mark and prune in the background. best: its validation loss is the lowest so far."""
+        self.join()
+        copy = lambda leaf: leaf.detach().to("cpu", copy=True)
+        parts = {
+            "params": tree.map(copy, params),
+            "optimizer": {name: copy(leaf) for name, leaf in optimizer.items()},
+            "rng": {name: copy(leaf) for name, leaf in rng.items()},
+            "state": json.loads(json.dumps(state)),  # the caller may go on changing its own
+        }
+        self._thread = threading.Thread(target=self._write, args=(step, parts, best), daemon=True)
+        self._thread.start()
+
+    def _write(self, step, parts, best):
+        try:
+            save_step(self.run_dir, step, **parts)
+            if best:
+                mark(self.run_dir, "best", step)
+            prune(self.run_dir, self.keep)
+        except BaseException as error:  # carried to the thread that asked, where join raises it
+            self._error = error
+
+    def join(self) -> None:
+        """Wait until nothing is being written; raises what went wrong in the meantime."""
+        if self._thread:
+            self._thread.join()
+        self._thread, error, self._error = None, self._error, None
+        if error:
+            raise error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.join()
+
+
+# Loading a step
+
+
+def step_name(step) -> str:
+    """The name of a step's folder: step-0001000."""
+    return f"step-{step:07d}"
+
+
+def load_step(step_dir) -> Step:
+    """Read a whole step onto the CPU, after checking every file's sha256.
+
+    Raises ValueError naming the file that is missing, damaged or not ours.
+    """
+    state = read_state(step_dir)
+    model, optimizer, rng = (_read_tensors(Path(step_dir) / f"{part}.safetensors", state) for part in PARTS)
+    return Step(tree.nest(model), optimizer, rng, state)
+
+
+def load_params(step_dir) -> dict[str, Any]:
+    """The parameters alone, checked like load_step; what a model needs in order to be used."""
+    return tree.nest(_read_tensors(Path(step_dir) / "model.safetensors", read_state(step_dir)))
+
+
+def read_state(step_dir) -> dict[str, Any]:
+    """What state.json says. Raises ValueError if it is missing, damaged, of another layout or of another step."""
+    path = Path(step_dir) / "state.json"
+    state = _read_json(path)
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path}: expected layout version {VERSION}, got {found}")
+    if state.get("sha256") != _sealed(state)["sha256"]:
+        raise ValueError(f"{path}: damaged, its sha256 does not hold")
+    if step_name(state["step"]) != path.parent.name:
+        raise ValueError(f"{path}: expected the state of {path.parent.name}, got {step_name(state['step'])}")
+    return state
+
+
+def check_step(step_dir) -> None:
+    """Raise ValueError naming the first file of the step that is missing or damaged."""
+    state = read_state(step_dir)
+    for part in PARTS:
+        _check(Path(step_dir) / f"{part}.safetensors", state)
+
+
+def _holds(step_dir):
+    try:
+        check_step(step_dir)
+    except ValueError:
+        return False
+    return True
+
+
+def find_run(run=None, root="runs") -> Path:
+    """The run folder that RUN means: a path, a name in root, one of its step folders, or None for the newest.
+
+    The newest run is the one written to last. Raises ValueError that lists the runs there are.
+    """
+    if run is None:
+        found = [path for path in _runs(root) if _steps(path)[0]]
+        if found:
+            return max(found, key=_written)
+    else:
+        for path in (Path(run), Path(root, run)):
+            for folder in (path, path.parent.parent):
+                if (folder / "run.json").is_file() and (folder == path or path.parent.name == "checkpoints"):
+                    return folder
+    names = ", ".join(path.name for path in _runs(root)) or "none"
+    got = "nothing" if run is None else run
+    raise ValueError(
+        f"run: expected a run or step folder, got {got}; runs in {root}: {names}; invoke train --mode quick makes one"
+    )
+
+
+def find_step(run=None, prefer="best", root="runs") -> Path:
+    """The step folder that RUN means: itself, or its run's best or latest step; without a best one, the latest.
+
+    Raises ValueError that says what is there instead.
+    """
+    if prefer not in ("best", "latest"):
+        raise ValueError(f"prefer: expected best or latest, got {prefer}")
+    for path in (Path(run), Path(root, run)) if run is not None else ():
+        if path.parent.name == "checkpoints" and (path / "state.json").is_file():
+            return path
+    run_dir = find_run(run, root)
+    if run is not None and Path(run).name.startswith("step-"):
+        raise ValueError(f"run: expected a complete step, got {run}")
+    steps, damaged = _steps(run_dir)
+    if not steps:
+        raise ValueError(f"run: expected a run with a saved step, got {run_dir}; {'; '.join(damaged) or 'none yet'}")
+    wanted = marked(run_dir, prefer)
+    return next((info.path for info in steps if info.step == wanted), steps[-1].path)
+
+
+def find_resumable(run=None, root="runs") -> tuple[Path, list[str]]:
+    """The newest step whose sha256s hold, and a line for each newer one that is damaged.
+
+    RUN may be a step folder: then it is that step or none. Raises ValueError if no step can be used.
+    """
+    run_dir = find_run(run, root)
+    only = Path(run).name if run is not None and Path(run).name.startswith("step-") else "step-*"
+    bad = []
+    for path in sorted((run_dir / "checkpoints").glob(only), key=_by_number, reverse=True):
+        try:
+            check_step(path)
+            return path, bad
+        except ValueError as error:
+            bad.append(str(error))
+    raise ValueError(f"run: expected a run with a whole step, got {run_dir}; {'; '.join(bad) or 'nothing was saved'}")
+
+
+def list_runs(root="runs") -> list[RunInfo]:
+    """Every run in the folder root, newest last. Reads run.json and state.json alone, no weights."""
+    return [read_info(path) for path in sorted(_runs(root), key=_written)]
+
+
+def read_info(run_dir) -> RunInfo:
+    """One run as list_runs shows it."""
+    run_dir = Path(run_dir)
+    steps, damaged = _steps(run_dir)
+    try:
+        run = read_run(run_dir)
+    except ValueError as error:
+        run, damaged = {}, [str(error), *damaged]
+    return RunInfo(run_dir, run, steps, marked(run_dir, "latest"), marked(run_dir, "best"), damaged)
+
+
+def _runs(root):
+    return [path.parent for path in sorted(Path(root).glob("*/run.json")) if not path.parent.name.startswith(".")]
+
+
+def _written(run_dir):
+    """When the run was last written to: its last save, or its beginning."""
+    return max(path.stat().st_mtime_ns for name in ("run.json", "latest") if (path := run_dir / name).exists())
+
+
+def _by_number(step_dir):
+    return len(step_dir.name), step_dir.name  # beyond step-9999999 the names grow longer
+
+
+def _steps(run_dir):
+    """The run's complete steps in order, and a line for each whose state.json cannot be trusted."""
+    steps, damaged = [], []
+    for path in sorted(Path(run_dir).glob("checkpoints/step-*"), key=_by_number):
+        try:
+            state = read_state(path)
+        except ValueError as error:
+            damaged.append(str(error))
+        else:
+            n_bytes = sum(file["bytes"] for file in state["files"].values())
+            steps.append(StepInfo(path, state["step"], state, n_bytes))
+    return steps, damaged
+
+
+# What the run measured
+
+
+def append_metrics(run_dir, *rows) -> None:
+    """Add rows, dicts of plain JSON, to metrics.jsonl. They reach the disk for certain with the next save_step."""
+    with open(Path(run_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_metrics(run_dir) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, in order. Of two rows of one kind for one step the later counts: a resumed run
+    writes again what it repeats. A torn last line is left out; any other broken line raises ValueError with its number.
+    """
+    path = Path(run_dir) / "metrics.jsonl"
+    rows = {}
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or torn
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: expected a JSON object a line, got {error}") from None
+        repeats = row.get("kind") in ("train", "validation", "sample")  # a start, a stop or a note happens once
+        rows[(row["kind"], row.get("step"), row.get("prompt")) if repeats else number] = row
+    return list(rows.values())
+
+
+# Files that are whole or absent
+
+
+@contextlib.contextmanager
+def _whole(path):
+    """A folder to fill; it becomes path, at once and for certain, when the block ends well, and goes otherwise."""
+    folder = _unseen(path)
+    folder.mkdir()
+    try:
+        yield folder
+        _sync_folder(folder)
+        if path.exists():  # it does not hold, or it would not be written again
+            _remove(path)
+        os.rename(folder, path)
+        _sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _unseen(path, word="new"):
+    """Where path is made or unmade: no loader looks at it, and sweep removes it."""
+    return path.with_name(f".tmp-{word}-{path.name}-{os.getpid()}")
+
+
+def _remove(folder):
+    gone = _unseen(folder, "old")
+    os.rename(folder, gone)  # first out of sight: a half-deleted folder is never seen
+    shutil.rmtree(gone)
+
+
+def _replace(path, text):
+    new = _unseen(path)
+    _write(new, text)
+    os.replace(new, path)
+    _sync_folder(path.parent)
+
+
+def _write(path, text):
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk is told without the file's name
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _write_tensors(path, tensors, about):
+    about = about | {"names": json.dumps(list(tensors))}  # safetensors sorts them, but sums depend on the order
+    try:
+        save_file({name: leaf.contiguous() for name, leaf in tensors.items()}, path, metadata=about)
+    except SafetensorError as error:  # it carries the system's text, but neither its number nor the file's name
+        raise OSError(errno.EIO, str(error), str(path)) from None
+    _sync(path)
+
+
+def _sync(path):
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path):
+    if os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: expected a file, got none") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, not JSON: {error}") from None
+
+
+def _sealed(state):
+    """The state with the sha256 of all its other values, so that a changed digit in it is seen too."""
+    rest = {name: value for name, value in state.items() if name != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest).encode()).hexdigest()}
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path, state):
+    expected = state["files"][path.name]
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file, got none")
+    if path.stat().st_size != expected["bytes"]:
+        raise ValueError(f"{path}: damaged, expected {expected['bytes']} bytes, got {path.stat().st_size}")
+    if (got := _sha256(path)) != expected["sha256"]:
+        raise ValueError(f"{path}: damaged, expected sha256 {expected['sha256'][:8]}, got {got[:8]}")
+
+
+def _read_tensors(path, state):
+    _check(path, state)
+    with safe_open(path, framework="pt") as file:
+        # a clone owns its memory; what safetensors hands out is the file itself, mapped
+        return {name: file.get_tensor(name).clone() for name in json.loads(file.metadata()["names"])}
