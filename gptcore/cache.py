@@ -55,3 +55,16 @@ def with_lengths(cache, lengths) -> KVCache:
 def fork(cache) -> KVCache:
     """A copy with buffers of its own, so that two continuations do not write the same tail."""
     return cache._replace(k=tuple(k.clone() for k in cache.k), v=tuple(v.clone() for v in cache.v))
+
+
+def select(cache, rows) -> KVCache:
+    """The given rows (a list of indices) in buffers of their own."""
+    index = torch.tensor(rows, device=cache.length.device)
+    pick = lambda buffers: tuple(buffer[index] for buffer in buffers)
+    return KVCache(pick(cache.k), pick(cache.v), cache.length[index], cache.bound)
+
+
+def replace_(cache, row, other) -> None:
+    """Overwrite one row's keys and values by the one row of another cache; older handles on that row are spent."""
+    for mine, theirs in zip((*cache.k, *cache.v), (*other.k, *other.v), strict=True):
+        mine[row] = theirs[0]

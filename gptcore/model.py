@@ -28,7 +28,7 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]
     std: float = 0.0
     mean: float = 0.0
-    decays: bool = False
+    decay: bool = False
 
 
 def param_spec(config) -> dict[str, Leaf]:
@@ -36,7 +36,7 @@ def param_spec(config) -> dict[str, Leaf]:
     c, attn_bias, bias = config, config.bias != "none", config.bias == "all"
 
     def matrix(n_out, n_in, with_bias):
-        leaves = {"w": Leaf((n_out, n_in), std=0.02, decays=True)}
+        leaves = {"w": Leaf((n_out, n_in), std=0.02, decay=True)}
         return leaves | {"b": Leaf((n_out,))} if with_bias else leaves
 
     def norm(width):
@@ -281,13 +281,18 @@ def forward(params, config, tokens, cache=None, *, tap=None, dropout=None, atten
     0-dim int64 seed tensor: dropout happens iff it is given. attention "explicit" takes the path that a tap takes.
     Raises ValueError for tokens that are not (B,T) whole numbers or do not fit the context.
     """
+    x, cache = residual(params, config, tokens, cache, tap=tap, dropout=dropout, attention=attention)
+    return unembed(params, config, x, tap=checked(tap)), cache
+
+
+def residual(params, config, tokens, cache=None, *, tap=None, dropout=None, attention="fused"):
+    """forward without its last step: tokens (B,T) -> (the residual stream after the last block (B,T,C), cache)."""
     check_tokens(tokens, config, cache)
-    tap = checked(tap)
+    positions, tap = positions_of(tokens, cache), checked(tap)
     if tap:
-        tap("positions", positions_of(tokens, cache).expand_as(tokens))
-    x = embed(params, config, tokens, positions_of(tokens, cache), tap=tap)
-    x, cache = run_blocks(params, config, x, cache, tap=tap, dropout=as_seed(dropout), attention=attention)
-    return unembed(params, config, x, tap=tap), cache
+        tap("positions", positions.expand_as(tokens))
+    x = embed(params, config, tokens, positions, tap=tap)
+    return run_blocks(params, config, x, cache, tap=tap, dropout=as_seed(dropout), attention=attention)
 
 
 def check_tokens(tokens, config, cache=None) -> None:
@@ -318,9 +323,7 @@ def chunk_rows(n_vocab, d_model, device_type) -> int:
 
 def hidden(params, config, tokens, *, dropout=None, attention="fused") -> Tensor:
     """tokens (B,T) -> what the head reads, (B,T,C): everything but the last matrix product."""
-    check_tokens(tokens, config)
-    x = embed(params, config, tokens)
-    x, _ = run_blocks(params, config, x, dropout=as_seed(dropout), attention=attention)
+    x, _ = residual(params, config, tokens, dropout=dropout, attention=attention)
     return normed(x, params["norm_f"], config, "norm_f", None)
 
 

@@ -1,0 +1,166 @@
+"""Generation: read the prompt once, then draw one token after another.
+
+What you learn here: prefill reads many tokens at once and fills the cache, decode reads one token a row from it. A draw
+depends on the logits, the row's seed and the token's index in its row, and on nothing else, so a row's text does not
+depend on who shares its batch; and a generator that yields token by token is all that streaming needs.
+Axes: B rows, T tokens of the longest row, C model width, V vocabulary.
+Next: train.py makes the weights.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from gptcore.cache import init_cache, replace_, select, with_lengths
+from gptcore.device import key
+from gptcore.model import forward, residual, unembed
+from gptcore.sampling import PRESETS, Sampling, check_settings, sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """How to go on from a prompt. Raises ValueError with expected and got."""
+
+    sampling: Sampling = PRESETS["balanced"]
+    max_new_tokens: int = 100  # the prompt not counted
+    seed: int | Sequence[int] = 42  # one for all rows, or one a row
+    stop: tuple[int, ...] = ()  # a row ends after it has drawn one of these tokens: the end of text, usually
+    cached: bool = True  # False: read everything again for every token, to see what the cache saves
+
+    def __post_init__(self):
+        check_settings(**self.sampling._asdict())
+        if self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens: expected at least 0, got {self.max_new_tokens}")
+
+
+class Step(NamedTuple):
+    """One new token a row, -1 for a row that has ended; reread: a full context was cut to its last half before it."""
+
+    tokens: list[int]
+    reread: bool
+
+
+@dataclass
+class Row:
+    """A row while it grows: its tokens, its seed, and where the part begins that the model still sees."""
+
+    ids: list[int]
+    seed: int
+    start: int = 0
+
+    @property
+    def context(self) -> list[int]:
+        """The tokens that the model sees."""
+        return self.ids[self.start :]
+
+    def make_room_(self, n_context) -> bool:
+        """Keep the last half where the context has become too long, and say whether it had."""
+        full = len(self.ids) - self.start > n_context
+        if full:
+            self.start = len(self.ids) - max(1, n_context // 2)
+        return full
+
+
+def generate(params, config, prompts, options=GenerateOptions(), *, tap=None) -> Iterator[Step]:
+    """Continue prompts, lists of token ids of any lengths: a Step for each new token, until every row has ended.
+
+    A row draws what it would draw alone. When its context is full, its last half is read again as a new beginning.
+    tap sees and edits every prefill and decode step, with the values of the new tokens only. Raises ValueError for an
+    empty prompt, an id outside the vocabulary, and logits that are not numbers.
+    """
+    rows = start_rows(prompts, options, config)
+    live, cache = list(range(len(rows))), None
+    full = [place for place in live if rows[place].make_room_(config.n_context)]  # prompts longer than the context
+    for n_new in range(options.max_new_tokens if rows else 0):
+        growing = [rows[index] for index in live]
+        if n_new == 0 or not options.cached:
+            logits, cache = prefill(params, config, [row.context for row in growing], cached=options.cached, tap=tap)
+        else:
+            logits, cache = decode(params, config, growing, cache, full=full, tap=tap)
+        drawn = draw(logits, growing, options.sampling)
+        tokens = [-1] * len(rows)
+        for index, token in zip(live, drawn, strict=True):
+            tokens[index] = token
+            rows[index].ids.append(token)
+        yield Step(tokens, bool(full))
+        stays = [place for place, token in enumerate(drawn) if token not in options.stop]
+        if not stays:
+            return
+        if len(stays) < len(live):
+            live, cache = [live[place] for place in stays], cache and select(cache, stays)
+        full = [place for place, index in enumerate(live) if rows[index].make_room_(config.n_context)]
+
+
+def start_rows(prompts, options, config) -> list[Row]:
+    """A Row for each prompt, or ValueError: no token, an id outside the vocabulary, another number of seeds."""
+    seeds = [options.seed] * len(prompts) if isinstance(options.seed, int) else options.seed
+    if len(seeds) != len(prompts):
+        raise ValueError(f"seed: expected one for all or {len(prompts)}, got {len(seeds)}")
+    for ids in prompts:
+        if len(ids) == 0 or min(ids) < 0 or max(ids) >= config.n_vocab:
+            got = f"{min(ids)}..{max(ids)}" if len(ids) else "none"
+            raise ValueError(f"prompts: expected token ids in 0..{config.n_vocab - 1}, at least one a row, got {got}")
+    return [Row(list(ids), key(seed)) for ids, seed in zip(prompts, seeds, strict=True)]
+
+
+@torch.no_grad()
+def prefill(params, config, contexts, *, cached=True, tap=None):
+    """Read contexts, B lists of ids -> (logits after each row's last token (B,V), a cache of the rows, or None)."""
+    w = params["embed"]["w"]
+    lengths = [len(ids) for ids in contexts]
+    padded = [ids + [0] * (max(lengths) - len(ids)) for ids in contexts]  # on the right, where nobody looks back at it
+    cache = init_cache(config, len(contexts), device=w.device, dtype=w.dtype) if cached else None
+    x, cache = residual(params, config, torch.tensor(padded, device=w.device), cache, tap=tap)  # (B,T,C)
+    last = torch.tensor(lengths, device=w.device)[:, None, None] - 1
+    x = x.gather(1, last.expand(-1, 1, x.shape[2]))  # only here is a prediction wanted: (B,1,C)
+    return unembed(params, config, x, tap=tap)[:, 0], cache and with_lengths(cache, lengths)
+
+
+@torch.no_grad()
+def decode(params, config, rows, cache, *, full=(), tap=None):
+    """Read each row's newest token -> (logits (B,V), a longer cache); full: places of rows to read again first."""
+    for place in full:
+        *older, _ = rows[place].context
+        if older:
+            replace_(cache, place, prefill(params, config, [older], tap=tap)[1])
+    if full:
+        cache = with_lengths(cache, [len(row.context) - 1 for row in rows])
+    newest = torch.tensor([row.ids[-1:] for row in rows], device=cache.length.device)  # (B,1)
+    logits, cache = forward(params, config, newest, cache, tap=tap)
+    return logits[:, 0], cache
+
+
+def draw(logits, rows, sampling) -> list[int]:
+    """A token for each row, by its own seed and the index that the token will have in it."""
+    seed = torch.tensor([row.seed - (row.seed >> 63 << 64) for row in rows])  # the same 64 bits, read as int64
+    position = torch.tensor([len(row.ids) for row in rows])
+    return sample(logits, seed=seed, position=position, **sampling._asdict()).tolist()
+
+
+def text_pieces(tokens: Iterable[int], tokenizer, stop=()) -> Iterator[str]:
+    """Text as it becomes certain: whole characters, cut before the first of the stop strings.
+
+    What may still become a stop string, or half a character, is held back until the next token or the end decides.
+    """
+    decoder, held = tokenizer.stream(), ""
+    longest = max((len(text) for text in stop), default=0)
+
+    def settled(text, ending):
+        ends = [text.find(end) for end in stop if end in text]
+        if ends:
+            return text[: min(ends)], None
+        starts = () if ending else range(max(0, len(text) - longest + 1), len(text))
+        keep = next((at for at in starts if any(end.startswith(text[at:]) for end in stop)), len(text))
+        return text[:keep], text[keep:]
+
+    for token in tokens:
+        piece, held = settled(held + decoder.feed(token), ending=False)
+        if piece:
+            yield piece
+        if held is None:
+            return
+    piece, _ = settled(held + decoder.end(), ending=True)
+    if piece:
+        yield piece
