@@ -85,6 +85,7 @@ def create_run(root, name, run, tokenizer) -> Path:
         tokenizer.save(path / "tokenizer.json")
         _sync(path / "tokenizer.json")
         _replace(path / "run.json", json.dumps(run, indent=1) + "\n")  # last: without it the folder is no run
+        _sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
@@ -128,7 +129,8 @@ def save_step(run_dir, step, *, params, optimizer, rng, state) -> Path:
         with _whole(path) as folder:
             for part, leaves in zip(PARTS, (dict(tree.walk(params)), optimizer, rng), strict=True):
                 _write_tensors(folder / f"{part}.safetensors", leaves, about)
-            files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in folder.iterdir()}
+            paths = sorted(folder.iterdir())
+            files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in paths}
             head = {"version": VERSION, "step": step}
             sealed = _sealed(head | state | head | {"files": files})
             _write(folder / "state.json", json.dumps(sealed, indent=1) + "\n")

@@ -381,6 +381,20 @@ def test_files_reach_the_disk_before_their_names(run, monkeypatch):
     assert seen[at + 1] == ("fsync", path.parent.stat().st_ino)
 
 
+def test_a_new_run_reaches_the_disk(tmp_path, monkeypatch):
+    """Its two files, and last the folder that holds its name. Seen to fail without the last."""
+    seen, fsync = [], os.fsync
+
+    def spy(handle):
+        seen.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    run = checkpoint.create_run(tmp_path, "quick-001", {}, Words())
+    assert {(run / name).stat().st_ino for name in ("run.json", "tokenizer.json")} <= set(seen)
+    assert seen[-1] == tmp_path.stat().st_ino
+
+
 def child(code, *arguments):
     """Run code in a Python of its own, with this file's functions at hand; returns the finished process."""
     head = f"import sys; sys.path[:0] = [{str(HOUSE)!r}, {str(HOUSE / 'tests')!r}]\nfrom test_checkpoint import *\n"
