@@ -99,8 +99,7 @@ def init_params(config, generator) -> dict:
     draw = lambda leaf: torch.randn(leaf.shape, generator=generator) * leaf.std + leaf.mean
     constant = lambda leaf: torch.full(leaf.shape, leaf.mean)
     spec = param_spec(config)
-    params = tree.nest({name: draw(leaf) if leaf.std else constant(leaf) for name, leaf in spec.items()})
-    return {"embed": params.pop("embed"), **params, "blocks": params.get("blocks", []), "head": params.get("head", {})}
+    return tree.nest({name: draw(leaf) if leaf.std else constant(leaf) for name, leaf in spec.items()})
 
 
 def count_params(config) -> int:
@@ -271,7 +270,7 @@ def unembed(params, config, x, *, tap=None) -> Tensor:
 
 def head(params) -> dict:
     """The head's w, and b if it has one; a tied head is the embedding."""
-    return {"w": params["embed"]["w"]} | params["head"]
+    return {"w": params["embed"]["w"]} | params.get("head", {})
 
 
 def forward(params, config, tokens, cache=None, *, tap=None, dropout=None, attention="fused"):

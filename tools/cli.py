@@ -9,6 +9,8 @@ import click
 
 from tools.develop import lint, test
 from tools.doctor import doctor
+from tools.generate import generate
 from tools.runs import runs
+from tools.train import train
 
-main = click.Group("gptcore", commands=[doctor, lint, runs, test])
+main = click.Group("gptcore", commands=[doctor, generate, lint, runs, test, train])

@@ -1,0 +1,77 @@
+"""invoke generate: a run speaks, once for each prompt or in a loop."""
+
+import click
+
+
+@click.command()
+@click.option(
+    "--run", metavar="RUN", help="A run or step folder, or a run's name (default: the newest run's best step)."
+)
+@click.option(
+    "--prompt",
+    multiple=True,
+    metavar="TEXT",
+    help="Text to continue; may be given several times. Without it: a prompt loop.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="A prompt a line, continued together.",
+)
+@click.option(
+    "--preset",
+    default="balanced",
+    show_default=True,
+    metavar="NAME",
+    help="greedy, precise, balanced, creative or very-creative.",
+)
+@click.option(
+    "--strategy", metavar="NAME", help="Which settings count: greedy, multinomial, top_k, top_p or top_k_top_p."
+)
+@click.option("--temperature", type=float, help="Overrides the preset: below 1 bolder, above 1 more varied, 0 greedy.")
+@click.option("--top-k", type=int, help="Overrides the preset: the k most likely tokens; 0: all.")
+@click.option("--top-p", type=float, help="Overrides the preset: the most likely tokens up to this share, in (0, 1].")
+@click.option(
+    "--min-p", type=float, help="Overrides the preset: tokens from this share of the best one's on, in [0, 1]."
+)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=0), default=100, show_default=True, help="The prompt not counted."
+)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Random seed: the same one gives the same text.")
+@click.option("--no-cache", is_flag=True, help="Read everything again for each token, to see what the cache saves.")
+@click.option(
+    "--n-context", type=click.IntRange(min=1), help="A longer context than the run's; not for learned positions."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all cores).")
+@click.option("--list-presets", is_flag=True, help="Show the presets and stop; needs no run.")
+def generate(**given):
+    """Continue a prompt, token by token."""
+    from rich.console import Console
+
+    from gptcore.sampling import PRESETS
+    from tools import speaking
+
+    console = Console(highlight=False)
+    if given["list_presets"]:
+        console.print(speaking.preset_table(PRESETS))
+        return 0
+    settings = speaking.choose_settings(given)
+    model = speaking.load(given, console)
+    console.print(speaking.setting_line(model, given, settings), style="#666666")
+    options = speaking.make_options(given, settings, model)
+    prompts = list(given["prompt"])
+    if given["prompts"]:
+        with open(given["prompts"], encoding="utf-8") as file:
+            prompts += [line.rstrip("\n") for line in file if line.strip()]
+        if not prompts:
+            raise ValueError(f"prompts: expected a prompt a line, got none in {given['prompts']}")
+    if not prompts:
+        return speaking.loop(model, options, given, console)
+    if len(prompts) == 1:
+        speaking.speak(model, prompts[0], options, given["stop"], console)
+    else:
+        speaking.speak_together(model, prompts, options, given["stop"], console)
+    return 0

@@ -1,0 +1,282 @@
+"""From a command line to a run that is ready for its next update: a new one, or one that was stopped.
+
+The order of things: read the text, choose the sizes, draw the weights, measure this machine on copies of them, and
+freeze the plan in run.json. What a run is made of stands there before its first update and never changes, so a resumed
+run is the same run and needs no second measurement.
+"""
+
+import importlib.metadata
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from gptcore.data import Dataset, prepare
+from gptcore.data import reopen as reopen_data
+
+from gptcore import checkpoint, device, optim, tokenizer, tree
+from gptcore.config import ModelConfig, architecture, padded_vocab
+from gptcore.model import init_params
+from gptcore.train import TrainOptions, TrainState, gradients_, init_state, measure
+from tools.modes import ACCUMULATION, MICRO_BATCH, MODES
+from tools.tables import start_table
+from tools.view import duration
+
+COMPILE_PAYS = 120.0  # seconds of planned training from which compiling is worth its wait
+FREE_ON_RESUME = {"resume", "device", "threads", "compile_", "no_compile", "save_every", "cache", "debug"}
+
+
+@dataclass
+class Job:
+    """A run and everything that is at work on it."""
+
+    path: Path
+    run: dict  # run.json
+    config: ModelConfig
+    params: dict
+    state: TrainState
+    options: TrainOptions
+    dataset: Dataset
+    device: torch.device
+    peak: float  # FLOP/s that a matrix product reaches here
+    save_every: int  # updates
+    debug: bool = False
+    known: dict = field(default_factory=dict)  # the last losses: what state.json keeps beside the weights
+
+
+def begin(given, console) -> Job:
+    """Read, draw, measure, freeze: a run folder that has everything but its first update."""
+    mode = MODES[given["mode"]]
+    pick = lambda name: mode[name] if given[name] is None else given[name]
+    place = set_up(given, console)
+    accumulation = given["accumulation_steps"] or ACCUMULATION
+    dataset = read_text(given, mode, accumulation, console)
+    config = choose_config(given, pick, dataset)
+    params = tree.map(lambda leaf: leaf.to(place), init_params(config, device.generator(given["seed"], "init")))
+    options = TrainOptions(
+        n_steps=1, clip=given["clip"], seed=given["seed"], dtype="float32",
+        schedule=given["schedule"] or mode.get("schedule", "cosine"),
+        floor=mode.get("floor", 0.1),
+        optimizer=optim.Options(
+            kind=given["optimizer"] or mode.get("optimizer", "adamw"),
+            lr=given["lr"] or mode.get("lr", 3e-4),
+            muon_lr=given["muon_lr"] or mode.get("muon_lr", 0.02),
+            weight_decay=0.01 if given["weight_decay"] is None else given["weight_decay"],
+        ),
+    )  # fmt: skip
+    epochs, minutes = pick("epochs"), None if given["steps"] else pick("minutes")
+    n_micro = max(1, MICRO_BATCH // dataset.n_context)  # sequences of a micro-batch
+    timing, compiling = calibrate(params, config, dataset, options, given, epochs, minutes, accumulation, console)
+    least = 0 if given["accumulation_steps"] or given["steps"] else mode["least_updates"]
+    while True:
+        at_most = max(1, epochs * dataset.n_windows // (n_micro * accumulation))
+        n_steps = given["steps"] or at_most
+        if minutes:
+            n_steps = max(1, min(at_most, int(0.9 * 60 * minutes / timing.update_seconds(n_micro * accumulation))))
+        if n_steps >= least or accumulation == 1:
+            break
+        accumulation //= 2
+    dataset = dataset.with_sequences(n_micro * accumulation)
+    n_pass = min(timing.options.n_pass, dataset.n_sequences)
+    options = replace(timing.options, n_steps=n_steps, n_pass=n_pass)
+    seconds = n_steps * timing.update_seconds(dataset.n_sequences)
+    run = {
+        "version": 1, "mode": given["mode"], "config": asdict(config), "options": dump_options(options),
+        "seed": given["seed"], "plan": dataset.plan, "n_steps": n_steps, "epochs": epochs,
+        "epoch_ends": epoch_ends(n_steps, epochs), "minutes": minutes,
+        "accumulation_steps": accumulation, "estimated_seconds": round(seconds, 1), "arch": given["arch"],
+        "tokenizer": {"name": dataset.tokenizer.name, "fingerprint": dataset.tokenizer.fingerprint},
+        "machine": machine(place, options), "argv": sys.argv[1:],
+    }  # fmt: skip
+    name = given["run"] or checkpoint.next_name("runs", given["mode"])
+    path = checkpoint.create_run("runs", name, run, dataset.tokenizer)
+    state = init_state(params, config, options)
+    save_every = given["save_every"] or max(1, round(60 / timing.update_seconds(dataset.n_sequences)))
+    peak = gemm_peak(place, options)
+    job = Job(path, run, config, params, state, options, dataset, place, peak, save_every, given["debug"])
+    console.print(start_table(job, compiling))
+    long = " More than an hour: --mode quick is done in minutes." if seconds > 3600 else ""
+    console.print(f"About {duration(seconds)} of training, {n_steps:,} updates.{long}", highlight=False)
+    checkpoint.append_metrics(path, {"kind": "start", "step": 0, "time": time.time()})
+    return job
+
+
+def set_up(given, console):
+    """The device and its threads, told in one line."""
+    place = device.pick(given["device"])
+    torch.set_num_threads(given["threads"] or torch.get_num_threads())
+    if place.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    console.print(f"Device: {device.backend_name(place)}, {device.card_name(place)}", highlight=False, markup=False)
+    return place
+
+
+def read_text(given, mode, accumulation, console):
+    """The dataset, with a line for each thing the user should know."""
+    ways = {
+        "n_context": given["n_context"], "n_sequences": max(1, MICRO_BATCH // given["n_context"]) * accumulation,
+        "seed": given["seed"], "cache": given["cache"], "text_field": given["text_field"], "packing": given["packing"],
+        "tokens_per_epoch": given["tokens_per_epoch"] or mode["tokens_per_epoch"],
+    }  # fmt: skip
+    sources, name = list(given["data"]) or ["python-docs"], given["tokenizer"]
+    if name == "auto":
+        name = mode["tokenizer"]
+        try:
+            tokenizer.named(name) if not name.startswith("bpe:") else None
+        except ValueError as error:
+            console.print(f"{error}; using bpe:4096", markup=False, highlight=False)
+            name = "bpe:4096"
+    with console.status("Reading the text"):
+        dataset = prepare(sources, name, **ways)
+    for note in dataset.notes:
+        console.print(note, markup=False, highlight=False)
+    return dataset
+
+
+def choose_config(given, pick, dataset) -> ModelConfig:
+    """The architecture by name, with the mode's sizes and whatever the command line overrides."""
+    sizes = {name: pick(name) for name in ("n_layer", "d_model", "n_head")}
+    ours = given["d_model"] in (None, MODES[given["mode"]]["d_model"])
+    sizes["d_ff"] = given["d_ff"] or (MODES[given["mode"]]["d_ff"] if ours else 4 * sizes["d_model"])
+    asked = {"n_kv_head": given["n_kv_head"], "position": given["position_encoding"], "dropout": given["dropout"]}
+    sizes |= {name: value for name, value in asked.items() if value is not None}
+    n_vocab = dataset.tokenizer.n_vocab
+    return architecture(
+        given["arch"], n_vocab=n_vocab, n_vocab_padded=padded_vocab(n_vocab), n_context=dataset.n_context, **sizes
+    )
+
+
+def epoch_ends(n_steps, epochs) -> tuple[int, ...]:
+    """The counts of finished updates at which an epoch ends; the last one is the run's end."""
+    return tuple(sorted({max(1, round((epoch + 1) * n_steps / epochs)) for epoch in range(epochs)}))
+
+
+def calibrate(params, config, dataset, options, given, epochs, minutes, accumulation, console):
+    """Measure this machine on copies of the weights -> (the timing of the way to train, a line on compiling).
+
+    Chosen here: the number format, compiled or not, and on a CPU with short sequences the explicit attention, which a
+    compiled graph may fuse better than the kernel for long ones. Nothing that was measured leaves a trace.
+    """
+    place = params["embed"]["w"].device
+    pass_tokens = 4096 if place.type == "cpu" else 16_384
+    n_pass = max(1, min(pass_tokens // dataset.n_context, dataset.n_sequences))
+    batch = tuple(part[:n_pass] for part in dataset.batch(0))
+    candidates = {"auto": ["float32"], "float32": ["float32"], "bfloat16": ["bfloat16"]}[given["dtype"]]
+    if given["dtype"] == "auto" and device.multiplies_bfloat16(place):
+        candidates = ["bfloat16"] if place.type == "cuda" else ["bfloat16", "float32"]
+    with console.status("Measuring this machine"):
+        timings = [
+            measure(params, config, batch, replace(options, n_pass=n_pass, dtype=d), seconds=1.5) for d in candidates
+        ]
+    best = min(timings, key=lambda timing: timing.pass_seconds)
+    planned = 60 * minutes if minutes else (
+        (given["steps"] or epochs * dataset.n_windows // dataset.n_sequences) * best.update_seconds(dataset.n_sequences)
+    )  # fmt: skip
+    wanted = given["compile_"] == "on" or (
+        given["compile_"] == "auto" and planned >= COMPILE_PAYS and place.type in ("cpu", "cuda")
+    )
+    if not wanted:
+        return best, "no: " + ("--compile off" if given["compile_"] == "off" else "the run is too short to pay for it")
+    ways = ["explicit", "fused"] if place.type == "cpu" and dataset.n_context <= 512 else ["fused"]
+    began = time.perf_counter()
+    for attention in ways:
+        compiled = replace(best.options, compiled=True, attention=attention)
+        try:
+            with console.status(f"Compiling the update ({attention} attention)"):
+                check_compiled(params, config, batch, compiled)
+                timings.append(measure(params, config, batch, compiled, seconds=3.0))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            console.print(f"torch.compile failed, training goes on in eager mode: {reason}", markup=False)
+            return best, f"no: {reason}"
+    best = min(timings, key=lambda timing: timing.pass_seconds)
+    took = f"{time.perf_counter() - began:.0f} s of trying"
+    return (
+        best,
+        f"yes, {best.options.attention} attention ({took})"
+        if best.options.compiled
+        else f"no: eager is faster ({took})",
+    )
+
+
+def check_compiled(params, config, batch, options) -> None:
+    """Raise ValueError when the compiled loss is not the eager one: 2 % in bfloat16, 1e-4 in float32."""
+    copy = tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), params)
+    losses = [gradients_(copy, config, batch, 0, replace(options, compiled=c)).item() for c in (True, False)]
+    tolerance = 0.02 if options.dtype == "bfloat16" else 1e-4
+    if not abs(losses[0] - losses[1]) <= tolerance * abs(losses[1]):
+        raise ValueError(f"compile: expected the eager loss {losses[1]:.5f}, got {losses[0]:.5f}; use --compile off")
+
+
+def gemm_peak(place, options) -> float:
+    """FLOP/s of one large matrix product in the run's number format: what the machine could do at most."""
+    n = 1024 if place.type == "cpu" else 8192
+    a = torch.ones(n, n, device=place, dtype=getattr(torch, options.dtype))
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ a
+        device.synchronize(place)
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def machine(place, options) -> dict:
+    """What a resumed run must find again to be the same bit for bit."""
+    packages = ("torch", "numpy", "tiktoken", "tokenizers", "safetensors")
+    return {
+        "device": str(place), "backend": device.backend_name(place), "card": device.card_name(place),
+        "threads": torch.get_num_threads(), "dtype": options.dtype, "compiled": options.compiled,
+        "python": platform.python_version(), "packages": {name: importlib.metadata.version(name) for name in packages},
+    }  # fmt: skip
+
+
+def dump_options(options) -> dict:
+    """TrainOptions as plain JSON; load_options is the way back."""
+    return asdict(options) | {"optimizer": options.optimizer._asdict()}
+
+
+def load_options(given) -> TrainOptions:
+    """What dump_options wrote."""
+    moved = given["optimizer"] | {"betas": tuple(given["optimizer"]["betas"])}
+    return TrainOptions(**given | {"optimizer": optim.Options(**moved)})
+
+
+# ---------------------------------------------------------------------------------------------------- an earlier run
+
+
+def reopen(given, chosen, console) -> Job:
+    """A run at its newest whole step. What run.json fixed cannot be given again: ValueError names it."""
+    fixed = sorted(chosen - FREE_ON_RESUME)
+    if fixed:
+        names = ", ".join("--" + name.replace("_", "-") for name in fixed)
+        raise ValueError(f"resume: expected no {names}, which run.json has fixed; start a new run to change it")
+    step_dir, damaged = checkpoint.find_resumable(given["resume"] or None)
+    path = step_dir.parent.parent
+    for line in damaged:
+        console.print(f"{line}; using {step_dir.name}", markup=False, highlight=False)
+    run, step = checkpoint.read_run(path), checkpoint.load_step(step_dir)
+    place = set_up(given, console)
+    options = load_options(run["options"])
+    if given["compile_"] != "auto":
+        options = replace(options, compiled=given["compile_"] == "on")
+    dataset = reopen_data(run["plan"], tokenizer.load(path / "tokenizer.json"), cache=given["cache"])
+    config = ModelConfig(**run["config"])
+    params = tree.map(lambda leaf: leaf.to(place), step.params)
+    state = init_state(params, config, options)
+    optim.load_state_(state.optimizer, step.optimizer)
+    state.step = step.state["step"]
+    for name, was in run["machine"].items():
+        now = machine(place, options)[name]
+        if now != was:
+            console.print(f"{name} was {was} and is {now}: the rest may differ in its last bits", markup=False)
+    if state.step >= options.n_steps:
+        raise ValueError(f"resume: expected a run that is not finished, got {path.name} at update {state.step:,}")
+    checkpoint.sweep(path)
+    checkpoint.append_metrics(path, {"kind": "resume", "step": state.step, "time": time.time()})
+    console.print(f"Going on with {path.name} at update {state.step:,} of {options.n_steps:,}.", highlight=False)
+    save_every = given["save_every"] or max(1, round(60 * options.n_steps / max(1, run["estimated_seconds"])))
+    peak = gemm_peak(place, options)
+    return Job(path, run, config, params, state, options, dataset, place, peak, save_every, given["debug"], step.state)

@@ -1,0 +1,156 @@
+"""What invoke generate does: load a run, stream a text, keep up a conversation."""
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from gptcore import checkpoint, device, tokenizer, tree
+from gptcore.config import ModelConfig
+from gptcore.generate import GenerateOptions, generate, text_pieces
+from gptcore.model import check_params
+from gptcore.sampling import PRESETS, check_settings, with_strategy
+
+HELP = """Type a text and it is continued. An empty line does nothing; quit, exit or q ends; Ctrl-C stops a text."""
+
+
+@dataclass
+class Model:
+    """A run that is ready to speak."""
+
+    name: str
+    params: dict
+    config: ModelConfig
+    tokenizer: object
+
+
+def choose_settings(given):
+    """The preset, with what the command line overrides, and only what the strategy counts."""
+    if given["preset"] not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {given['preset']}")
+    own = {name: given[name] for name in ("temperature", "top_k", "top_p", "min_p") if given[name] is not None}
+    settings = PRESETS[given["preset"]]._replace(**own)
+    check_settings(**settings._asdict())
+    return with_strategy(given["strategy"], settings) if given["strategy"] else settings
+
+
+def load(given, console) -> Model:
+    """The weights, checked, on the device; ValueError names what does not fit."""
+    torch.set_num_threads(given["threads"] or torch.get_num_threads())
+    place = device.pick(given["device"])
+    step_dir = checkpoint.find_step(given["run"])
+    run_dir = step_dir.parent.parent
+    config = ModelConfig(**checkpoint.read_run(run_dir)["config"])
+    params = checkpoint.load_params(step_dir)
+    check_params(params, config)
+    if given["n_context"]:
+        if config.position == "learned" and given["n_context"] > config.n_context:
+            got = f"{given['n_context']}; positions beyond it were never learned"
+            raise ValueError(f"n_context: expected at most {config.n_context}, got {got}")
+        if config.position == "learned":
+            params["positions"]["w"] = params["positions"]["w"][: given["n_context"]]
+        config = replace(config, n_context=given["n_context"])
+    params = tree.map(lambda leaf: leaf.to(place), params)
+    name = f"{run_dir.name}, {step_dir.name}, {device.backend_name(place)}"
+    return Model(name, params, config, tokenizer.load(run_dir / "tokenizer.json"))
+
+
+def make_options(given, settings, model) -> GenerateOptions:
+    """What generate needs; a text ends at the end of text."""
+    return GenerateOptions(
+        sampling=settings, max_new_tokens=given["max_new_tokens"], seed=given["seed"],
+        stop=(model.tokenizer.eot,), cached=not given["no_cache"],
+    )  # fmt: skip
+
+
+def setting_line(model, given, settings) -> Text:
+    """What is about to speak, and how."""
+    words = [f"{name.replace('_', '-')} {value:g}" for name, value in settings._asdict().items()]
+    return Text(f"{model.name}: {given['preset']}, {', '.join(words)}, seed {given['seed']}")
+
+
+def preset_table(presets):
+    """Every preset with its values."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("preset", "top-k", "top-p", "temperature", "min-p"):
+        table.add_column(column, justify="left" if column == "preset" else "right")
+    off = lambda value, neutral: "-" if value == neutral else f"{value:g}"
+    for name, s in presets.items():
+        drawn = s.temperature != 0
+        numbers = [off(s.top_k, 0), off(s.top_p, 1), f"{s.temperature:g}", off(s.min_p, 0)]
+        table.add_row(name, *(numbers if drawn else ["-", "-", "0 (most likely)", "-"]))
+    return table
+
+
+def encode(model, prompt) -> list[int]:
+    """The prompt's ids; an empty prompt begins a new text."""
+    return model.tokenizer.encode(prompt) or [model.tokenizer.eot]
+
+
+def speak(model, prompt, options, stop, console) -> None:
+    """The prompt and its continuation as it is made, then what it took."""
+    ids = encode(model, prompt)
+    n_new, n_again, began = 0, 0, time.perf_counter()
+
+    def tokens():
+        nonlocal n_new, n_again
+        for step in generate(model.params, model.config, [ids], options):
+            n_new, n_again = n_new + 1, n_again + step.reread
+            if step.tokens[0] not in options.stop:
+                yield step.tokens[0]
+
+    write(console, prompt)
+    try:
+        for piece in text_pieces(tokens(), model.tokenizer, stop):
+            write(console, piece)
+    finally:
+        write(console, "\n")
+    seconds = time.perf_counter() - began
+    again = ", the context was full and its last half read again" if n_again else ""
+    line = f"{len(ids):,} prompt tokens, {n_new:,} new, {n_new / seconds:,.0f} tokens a second{again}"
+    console.print(Text(line), style="#666666", soft_wrap=True)
+
+
+def write(console, text) -> None:
+    """The text itself: no markup, no wrapping, at once."""
+    console.file.write(text)
+    console.file.flush()
+
+
+def speak_together(model, prompts, options, stop, console) -> None:
+    """Several prompts at once, each text as if it were alone."""
+    rows, began = [[] for _ in prompts], time.perf_counter()
+    for step in generate(model.params, model.config, [encode(model, prompt) for prompt in prompts], options):
+        for row, token in zip(rows, step.tokens, strict=True):
+            row += [token] if token >= 0 else []
+    seconds = time.perf_counter() - began
+    for prompt, row in zip(prompts, rows, strict=True):
+        pieces = text_pieces((token for token in row if token not in options.stop), model.tokenizer, stop)
+        write(console, prompt + "".join(pieces) + "\n" + "-" * 20 + "\n")
+    n_new = sum(map(len, rows))
+    console.print(Text(f"{len(prompts)} texts, {n_new:,} new tokens, {n_new / seconds:,.0f} a second"), style="#666666")
+
+
+def loop(model, options, given, console) -> int:
+    """Prompt after prompt, until the user has enough; a text that is stopped or fails ends that text alone."""
+    while True:
+        try:
+            prompt = input(">>> ")
+        except EOFError:
+            write(console, "\n")
+            return 0
+        if prompt.strip() in ("quit", "exit", "q"):
+            return 0
+        if prompt.strip() == "help":
+            console.print(Text(HELP))
+            console.print(setting_line(model, given, options.sampling))
+        elif prompt.strip():
+            try:
+                speak(model, prompt, options, given["stop"], console)
+            except KeyboardInterrupt:
+                console.print(Text("stopped"), style="#666666")
+            except ValueError as error:
+                console.print(Text(str(error)), style="yellow")

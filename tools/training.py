@@ -1,0 +1,144 @@
+"""The work on a run: update after update, with validation, samples and saves at the epochs' ends.
+
+gptcore yields records and knows no console; here they are written down, shown and acted on. Ctrl-C and SIGTERM end the
+run between two updates, with everything saved.
+"""
+
+import signal
+import time
+from contextlib import contextmanager
+
+from gptcore import checkpoint, optim
+from gptcore.evaluate.perplexity import Stopped, score_documents
+from gptcore.generate import GenerateOptions, generate
+from gptcore.sampling import Sampling
+from gptcore.train import NotFinite, flops_per_token, train
+from tools.modes import PROMPTS
+from tools.plot import write_loss_plot
+from tools.tables import final_panel, site_table
+from tools.view import View
+
+
+def work(job, console) -> int:
+    """Train until the end or a signal; returns the exit status."""
+    if job.debug:
+        console.print(site_table(job))
+    with signals() as asked, checkpoint.Saver(job.path) as saver, View(console, job.run, job.state.step) as view:
+        follow(job, saver, view, stop=lambda: bool(asked))
+        reason = asked[0] if asked else "end"
+        checkpoint.append_metrics(job.path, {"kind": "stop", "step": job.state.step, "reason": reason})
+    write_loss_plot(job.path)
+    console.print(final_panel(job, reason))
+    return {"SIGINT": 130, "SIGTERM": 143}.get(reason, 0)
+
+
+def follow(job, saver, view, stop) -> None:
+    """Updates, and at an epoch's end validation, save and samples. The run is whole at every record."""
+    try:
+        if epoch_is_open(job):  # stopped between an epoch's last update and its validation
+            end_epoch(job, saver, view, stop)
+        flops = flops_per_token(job.config, job.dataset.n_context)
+        for record in train(job.params, job.config, job.dataset.batch, job.state, job.options, stop=stop):
+            if record["kind"] == "train":
+                record |= {"epoch": epoch_of(job), "mfu": record["tokens_per_second"] * flops / job.peak}
+                job.known |= {"train_loss": record["loss"], "lr": record["lr"]}
+            tell(job, view, record)
+            if epoch_is_open(job):
+                end_epoch(job, saver, view, stop)
+            elif job.state.step % job.save_every == 0:
+                save(job, saver)
+        save(job, saver)
+    except Stopped:  # in the middle of a validation, which the resumed run will do
+        save(job, saver)
+    except NotFinite as error:
+        checkpoint.append_metrics(job.path, {"kind": "stop", "step": job.state.step, "reason": str(error)})
+        raise ValueError(f"training stopped, {error}; {job.path} keeps the last good step") from None
+
+
+def end_epoch(job, saver, view, stop) -> None:
+    """Validation, a save that stays, samples and the plot."""
+    record = {"kind": "validation", "step": job.state.step, "epoch": epoch_of(job), **validation(job, stop)}
+    best = record["loss"] < job.known.get("best_loss", float("inf"))
+    job.known |= {"validation_loss": record["loss"], "bits_per_byte": record["bits_per_byte"]}
+    job.known |= {"validated_at": job.state.step} | ({"best_loss": record["loss"]} if best else {})
+    tell(job, view, record)
+    save(job, saver, best=best)
+    for prompt, text in samples(job, stop):
+        tell(job, view, {"kind": "sample", "step": job.state.step, "prompt": prompt, "text": text})
+    write_loss_plot(job.path)
+
+
+def epoch_is_open(job) -> bool:
+    """Has an epoch's last update been made, but not its validation?"""
+    return job.state.step in job.run["epoch_ends"] and job.known.get("validated_at") != job.state.step
+
+
+def epoch_of(job) -> int:
+    """The epoch, from 1 on, that the last finished update belongs to."""
+    return next(n for n, end in enumerate(job.run["epoch_ends"], 1) if job.state.step <= end)
+
+
+def tell(job, view, record) -> None:
+    """Write a record down, then show it."""
+    checkpoint.append_metrics(job.path, record)
+    if record["kind"] == "sample":
+        with open(job.path / "samples.md", "a", encoding="utf-8") as file:
+            file.write(f"## update {record['step']:,}: {record['prompt']}\n\n{record['text']}\n\n")
+    view.update(record)
+
+
+def save(job, saver, best=False) -> None:
+    """The step as it is now; an epoch's end stays for good."""
+    ends = job.state.step in job.run["epoch_ends"]
+    tokens = job.state.step * job.dataset.n_sequences * job.dataset.n_context
+    state = job.known | {"epoch": epoch_of(job) if job.state.step else 0, "epoch_end": ends, "tokens": tokens}
+    moving = optim.state(job.state.optimizer)
+    saver.save(job.state.step, params=job.params, optimizer=moving, rng={}, state=state, best=best)
+
+
+def validation(job, stop) -> dict:
+    """Loss, perplexity and bits per byte of the documents held out, as invoke evaluate measures them."""
+    began = time.perf_counter()
+    scores = score_documents(
+        job.params, job.config, job.dataset.validation, eot=job.dataset.tokenizer.eot,
+        token_bytes=job.dataset.tokenizer.n_bytes, stop=stop,
+    )  # fmt: skip
+    return {
+        "loss": scores.loss, "perplexity": scores.perplexity, "bits_per_byte": scores.bits_per_byte,
+        "n_tokens": int(scores.n_tokens.sum()), "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+def samples(job, stop):
+    """(prompt, its continuation) for each of PROMPTS: 100 tokens at temperature 0.5."""
+    encode, decode = job.dataset.tokenizer.encode, job.dataset.tokenizer.decode
+    prompts = [encode(prompt) for prompt in PROMPTS]
+    options = GenerateOptions(
+        sampling=Sampling(temperature=0.5), seed=job.run["seed"], stop=(job.dataset.tokenizer.eot,)
+    )
+    rows = [list(ids) for ids in prompts]
+    for step in generate(job.params, job.config, prompts, options):
+        for row, token in zip(rows, step.tokens, strict=True):
+            row += [token] if token >= 0 and token not in options.stop else []
+        if stop():
+            return
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        yield prompt, decode(row)
+
+
+@contextmanager
+def signals():
+    """A list that SIGINT and SIGTERM add their name to; a second one interrupts at once."""
+    asked = []
+
+    def handle(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
