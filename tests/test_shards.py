@@ -132,7 +132,7 @@ print([row["sha256"] for row in (*dataset.plan["groups"][0], *dataset.plan["vali
 
 
 def test_a_full_disk_leaves_nothing_half_visible(notes, tmp_path):
-    """A limit on the size of files stands for the full disk. Seen to fail when files were written in place."""
+    """A limit on the size of files stands for the full disk. Seen to fail with the temporary file left."""
     resource = pytest.importorskip("resource", reason="no limits on file sizes here")
     limited = subprocess.run(
         [sys.executable, "-c", PREPARE, notes, tmp_path / "cache"],
@@ -147,6 +147,20 @@ def test_a_full_disk_leaves_nothing_half_visible(notes, tmp_path):
     assert left == ["survey.json"]
     free = data.prepare(notes, "byte", cache=tmp_path / "cache", **SETTINGS)
     assert free.plan == data.prepare(notes, "byte", cache=tmp_path / "other", **SETTINGS).plan
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
+    """Seen to fail when files were written in place."""
+    resource = pytest.importorskip("resource", reason="no limits on file sizes here")
+    (tmp_path / "file").write_bytes(b"before")
+    code = "import sys; from gptcore.data import shards; shards.publish_(sys.argv[1], bytes(6_000))"
+    limited = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "file"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000)),
+        capture_output=True,
+    )
+    assert limited.returncode == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"before"}
 
 
 def test_two_processes_prepare_at_once(notes, tmp_path):
@@ -239,6 +253,7 @@ def test_a_single_document_holds_out_its_last_tenth(tmp_path):
     assert 0.1 * len(text) <= len(tail) < 0.1 * len(text) + 200
     assert (n_train, n_val) == (len(head.encode()), len(tail.encode()))
     assert (dataset.n_context, dataset.notes) == (16, ())
+    assert json.loads(json.dumps(dataset.plan)) == dataset.plan
     held = dataset.validation
     damage(folder_of(dataset, tmp_path) / "val-00000.bin")
     assert data.reopen(dataset.plan, dataset.tokenizer, cache=tmp_path).validation == held

@@ -139,7 +139,7 @@ def prepare(
     if enough:
         chosen, folder = _shards_(corpus, tokenizer, cache)
         enough = _fewest(cache / folder) >= n_context + 2
-    cut = None if enough else shards.last_tenth(corpus.documents(), survey.n_characters)
+    cut = None if enough else list(shards.last_tenth(corpus.documents(), survey.n_characters))
     if not enough:
         chosen, folder = _shards_(corpus, tokenizer, cache, cut)
     asked, n_fewest = n_context, _fewest(cache / folder)

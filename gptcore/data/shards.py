@@ -131,7 +131,6 @@ def write_(folder, documents, tokenizer, about, cut=None) -> dict:
     manifest = {
         **about,
         "text_sha256": digest.hexdigest(),
-        "cut": cut,
         "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint},
         "dtype": dtype,
         "eot": tokenizer.eot,
