@@ -213,29 +213,29 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(x, w, b, targets, n_vocab, cap, rows):
         """The mean, and the gradients of the mean with respect to x, w and b."""
         dx, dw = torch.empty_like(x), torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32))
-        db = None if b is None else torch.zeros_like(b, dtype=dw.dtype)
-        counts = targets != -100
-        n, nats = counts.sum().clamp(min=1).to(dw.dtype), dw.new_zeros(())
-        for xc, tc, on, dxc in zip(x.split(rows), targets.split(rows), counts.split(rows), dx.split(rows), strict=True):
-            logits = F.linear(xc, w, b)[:, :n_vocab].to(dw.dtype)  # (rows,V)
-            if cap:
-                logits = softcap(logits, cap)
-            slope = 1 - (logits / cap).square() if cap else None
-            tc, on = tc.clamp(min=0)[:, None], on[:, None]
-            top = logits.amax(-1, keepdim=True)
-            wanted = logits.gather(-1, tc) - top
-            p = logits.sub_(top).exp_()  # the one exp: a logsumexp would make a second
-            total = p.sum(-1, keepdim=True)
-            nats += ((total.log() - wanted) * on).sum()
-            g = p.div_(total).scatter_add_(-1, tc, -torch.ones_like(wanted)).mul_(on / n)
-            if cap:
-                g = g.mul_(slope)
-            if db is not None:
-                db[:n_vocab] += g.sum(0)
-            g = g.to(x.dtype)
-            dxc.copy_(g @ w[:n_vocab])
-            dw[:n_vocab] += g.T @ xc
-        return nats / n, dx, dw.to(w.dtype), db if db is None else db.to(b.dtype)
+        db, nats = torch.zeros(w.shape[0], dtype=dw.dtype, device=w.device), dw.new_zeros(())
+        few = rows if x.is_cuda else max(1, 2**20 // n_vocab)  # rows whose wide logits stay in a CPU's cache
+        share = (targets != -100).to(dw.dtype)[:, None]
+        share = share / share.sum().clamp(min=1)
+        index = targets.clamp(min=0)[:, None]
+        for xc, tc, sc, dxc in zip(x.split(rows), index.split(rows), share.split(rows), dx.split(rows), strict=True):
+            logits = F.linear(xc, w, b)[:, :n_vocab]  # (rows,V): becomes its own gradient, a few rows at a time
+            for g, t, s in zip(logits.split(few), tc.split(few), sc.split(few), strict=True):
+                z = g.to(dw.dtype)
+                z = softcap(z, cap) if cap else z
+                slope = 1 - (z / cap).square() if cap else None
+                top = z.amax(-1, keepdim=True)
+                wanted = z.gather(-1, t) - top
+                p = z.sub_(top).exp_()  # the one exp: a logsumexp would make a second
+                total = p.sum(-1, keepdim=True)
+                nats += ((total.log() - wanted) * s).sum()
+                p.mul_(s / total).scatter_add_(-1, t, -s)
+                g.copy_(p.mul_(slope) if cap else p)
+                if b is not None:
+                    db[:n_vocab] += p.sum(0)
+            dxc.copy_(logits @ w[:n_vocab])
+            dw[:n_vocab] += logits.T @ xc
+        return nats, dx, dw.to(w.dtype), None if b is None else db.to(b.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

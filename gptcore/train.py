@@ -23,7 +23,7 @@ from torch import Tensor
 from gptcore import optim, tree
 from gptcore.data import prefetch
 from gptcore.device import key, synchronize
-from gptcore.model import PLAIN_LOSS_BYTES, forward, head_loss, hidden, loss, param_spec
+from gptcore.model import forward, head_loss, hidden, param_spec
 
 Record = dict[str, Any]
 DEFAULT_OPTIMIZER = optim.Options()
@@ -164,29 +164,20 @@ def dropout_seed(seed, step, first, device) -> Tensor:
 
 @lru_cache(maxsize=8)
 def loss_function(config, dtype, attention, compiled) -> Callable:
-    """(params, tokens, targets, seed) -> mean loss, computed in dtype; one compiled graph if asked.
+    """(params, tokens, targets, seed) -> mean loss, computed in dtype; the body one compiled graph if asked.
 
-    Weights are cast once at the top instead of autocast: as fast compiled, faster in eager, and nothing hidden. Where
-    the logits are too large for one graph, the head's chunked loss runs outside it: unrolled, it compiles for long.
+    Weights are cast once at the top instead of autocast: as fast compiled, faster in eager, and nothing hidden. The
+    head's chunked loss stays outside the graph: unrolled inside, it compiles for long; plain inside, it is slower.
     """
-    cast = lambda params: tree.map(lambda leaf: leaf.to(getattr(torch, dtype)), params)
-
-    def whole(params, tokens, targets, seed):
-        return loss(cast(params), config, tokens, targets, dropout=seed, attention=attention)
 
     def body(params, tokens, seed):
         return hidden(params, config, tokens, dropout=seed, attention=attention)
 
-    if not compiled:
-        return whole
-    whole_graph = torch.compile(whole, fullgraph=True, dynamic=False)
-    body_graph = torch.compile(body, fullgraph=True, dynamic=False)
+    body = torch.compile(body, fullgraph=True, dynamic=False) if compiled else body
 
     def run(params, tokens, targets, seed):
-        if 4 * targets.numel() * config.n_vocab_padded <= PLAIN_LOSS_BYTES:
-            return whole_graph(params, tokens, targets, seed)
-        params = cast(params)
-        return head_loss(params, config, body_graph(params, tokens, seed), targets)
+        params = tree.map(lambda leaf: leaf.to(getattr(torch, dtype)), params)
+        return head_loss(params, config, body(params, tokens, seed), targets)
 
     return run
 

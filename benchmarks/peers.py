@@ -1,0 +1,111 @@
+"""What we measure ourselves against: the same model, written the usual way from torch.nn modules."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Attention(nn.Module):
+    """Causal self-attention through torch's fused kernel, q, k and v from one projection."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x):
+        """x (B,T,C) -> (B,T,C)."""
+        q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(z.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.norm_1, self.attn = nn.LayerNorm(config.d_model), Attention(config)
+        self.norm_2 = nn.LayerNorm(config.d_model)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.d_model, config.d_ff), nn.GELU(), nn.Linear(config.d_ff, config.d_model)
+        )
+
+    def forward(self, x):
+        """x (B,T,C) -> (B,T,C)."""
+        x = x + self.attn(self.norm_1(x))
+        return x + self.mlp(self.norm_2(x))
+
+
+class ModuleGPT(nn.Module):
+    """GPT-2's shape as modules: learned positions, tied head, mean cross-entropy over the whole (B,T,V)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embed = nn.Embedding(config.n_vocab, config.d_model)
+        self.positions = nn.Embedding(config.n_context, config.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm_f = nn.LayerNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.n_vocab, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens, targets):
+        """tokens, targets (B,T) -> mean nats per token."""
+        x = self.embed(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.norm_f(x))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def load(self, params):
+        """Take the weights of a gptcore model of the same shape, so that both compute the same loss."""
+        own = {"embed.weight": params["embed"]["w"], "positions.weight": params["positions"]["w"]}
+        for name, norm in (("norm_f", params["norm_f"]),):
+            own |= {f"{name}.weight": norm["w"], f"{name}.bias": norm["b"]}
+        for i, p in enumerate(params["blocks"]):
+            for kind in ("w", "b"):
+                word = {"w": "weight", "b": "bias"}[kind]
+                own[f"blocks.{i}.attn.qkv.{word}"] = torch.cat([p["attn"][n][kind] for n in ("q", "k", "v")])
+                own[f"blocks.{i}.attn.out.{word}"] = p["attn"]["o"][kind]
+                own[f"blocks.{i}.mlp.0.{word}"] = p["mlp"]["up"][kind]
+                own[f"blocks.{i}.mlp.2.{word}"] = p["mlp"]["down"][kind]
+                own |= {f"blocks.{i}.{norm}.{word}": p[norm][kind] for norm in ("norm_1", "norm_2")}
+        missing, extra = self.load_state_dict(own | {"head.weight": params["embed"]["w"]}, strict=False)
+        assert not missing, missing
+        assert not extra, extra
+
+
+def module_step(model, *, compiled, autocast):
+    """One update as nanoGPT does it: autocast forward, backward, clip at 1.0, fused AdamW -> step(tokens, targets)."""
+    decays = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decays, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-4, fused=True)
+    run = torch.compile(model) if compiled else model
+
+    def step(tokens, targets):
+        with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=autocast):
+            loss = run(tokens, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def gemm_peak(dtype, n=1024):
+    """FLOP/s of the machine's best of several large matrix products: the limit a training step works under."""
+    import time
+
+    a = torch.randn(n, n).to(dtype)
+    best = math.inf
+    for _ in range(8):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best

@@ -1,0 +1,106 @@
+"""Law 9: what the README shows runs as written."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).resolve().parent.parent
+README = (HOUSE / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.S | re.M)
+SHOWN = re.findall(r"^```\n(.*?)^```", README, re.S | re.M) + re.findall(r"`(invoke [^`]+)`", README)
+COMMANDS = sorted(
+    {part.strip() for text in SHOWN for part in re.split(r"&&|\n", text) if part.strip().startswith("invoke")}
+)
+NOT_HERE = {
+    "invoke test": "it would run itself",
+    "invoke lint": "CI runs it first",
+    "invoke TASK --help": "stands for all",
+}
+# Five minutes become seconds: the same command on a smaller model.
+SMALLER = "--epochs 2 --n-layer 1 --d-model 32 --n-context 64 --accumulation-steps 1 --save-every 2 --steps"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder whose tasks.py is the checkout's, with a run in it that can be resumed."""
+    path = tmp_path_factory.mktemp("readme")
+    (path / "tasks.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(HOUSE)!r})\n" + (HOUSE / "tasks.py").read_text()
+    )
+    return path
+
+
+def typed(folder, command, more=(), **ways):
+    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    words = [sys.executable, "-m", "invoke", *shlex.split(command)[1:], *more]
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, **ways)
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_every_snippet_runs(code, tmp_path):
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_the_ten_lines_learn():
+    """The last update's loss is below half of the first one's."""
+    done = subprocess.run([sys.executable, "-c", SNIPPETS[0]], cwd=HOUSE, capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    losses = [float(line.split()[1]) for line in lines[:60]]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_readme_shows_commands():
+    assert {"invoke train --mode quick", "invoke train --resume", "invoke runs", "invoke doctor"} <= set(COMMANDS)
+
+
+def test_every_command_runs(folder):
+    """In the order of a first visit: train, then the rest; a run is stopped half-way before --resume."""
+    trained = typed(folder, "invoke train --mode quick", [*SMALLER.split(), "6"])
+    assert trained.returncode == 0, trained.stderr
+    for command in COMMANDS:
+        if command in NOT_HERE or command == "invoke train --mode quick":
+            continue
+        if command == "invoke train --resume":
+            interrupt_a_run(folder)
+        done = typed(folder, command, input="The\nquit\n")
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert done.stdout.strip(), command
+
+
+def interrupt_a_run(folder):
+    """A run that has saved, but not finished."""
+    words = [sys.executable, "-m", "invoke", "train", "--mode", "quick", *SMALLER.split(), "400"]
+    child = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if line.startswith("update"):
+            child.terminate()
+            break
+    child.stdout.read()
+    assert child.wait(timeout=120) == 143
+
+
+def test_every_file_that_is_linked_exists():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (HOUSE / target).exists(), target
+
+
+def test_the_numbers_of_the_modes_are_the_codes():
+    from gptcore.config import architecture
+    from gptcore.model import count_params
+    from tools.modes import MODES, N_CONTEXT
+
+    for name, mode in MODES.items():
+        n_vocab = 4096 if mode["tokenizer"] == "bpe:4096" else 100_277
+        sizes = {size: mode[size] for size in ("n_layer", "d_model", "n_head", "d_ff")}
+        count = count_params(architecture("gpt2", n_vocab=n_vocab, n_context=N_CONTEXT, **sizes))
+        row = next(line for line in README.splitlines() if line.startswith(f"| {name} "))
+        assert f"| {mode['n_layer']} | {mode['d_model']} | {mode['n_head']} |" in row
+        assert f"{count:,}" in row
+        assert f"{mode['tokens_per_epoch'] // 10**6}M" in row
