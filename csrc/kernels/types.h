@@ -1,0 +1,46 @@
+// What kernels and launchers agree on: how numbers are stored, and the arguments of each kernel as one plain struct.
+// Axes: B rows, T new tokens, S keys, H heads (H_kv for keys and values), D head width, V vocabulary. Strides count
+// elements; the last axis is contiguous. No torch here: pointers and sizes only.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace gptcore {
+
+struct bf16 { uint16_t bits; };  // the upper half of a float
+struct fp16 { uint16_t bits; };  // IEEE half precision
+
+enum class Dtype { fp32, bf16, fp16 };
+
+// One layer's append and attend.  q, z (B,H,T,D); k, v (B,H_kv,T,D); k_cache, v_cache (B,H_kv,n_context,D).
+struct Attention {
+  void* z;                       // contiguous, dtype
+  const void *q, *k, *v;         // dtype
+  void *k_cache, *v_cache;       // cache_dtype
+  const int64_t* length;         // (B): positions that row b holds before the new ones
+  const float* slopes;           // (H) or null: ALiBi
+  int64_t q_stride[3], k_stride[3], v_stride[3], k_cache_stride[3], v_cache_stride[3];  // row, head, position
+  int64_t n_row, n_head, n_kv_head, n_new, d_head;
+  int64_t window;                // 0: none
+  int64_t n_block;               // blocks of keys that the longest row may see
+  float scale, softcap;          // softcap 0: none
+  Dtype dtype, cache_dtype;
+};
+
+// One draw a row.  logits (B,V) -> tokens (B); seed, position (B).
+struct Sampling {
+  int64_t* tokens;
+  const void* logits;
+  const int64_t *seed, *position;
+  int64_t logits_stride, seed_stride, position_stride;
+  int64_t n_vocab, top_k;        // top_k 0: no limit
+  double top_p, min_p;
+  float temperature_inverse;     // 1 / temperature rounded once; 0: the largest logit
+  Dtype dtype;
+};
+
+constexpr int64_t kBlock = 256;  // keys that are summed together; the order of summation depends on nothing else
+constexpr int64_t kMaxHead = 256;
+constexpr int64_t kMaxVocab = 1 << 22;  // weights are below 2^40 and sums below 2^63
+
+}  // namespace gptcore

@@ -1,0 +1,177 @@
+#define TORCH_TARGET_VERSION 0x020a000000000000  // torch 2.10 and later: the stable ABI, and nothing else of torch
+// The operators: every schema on one screen, the checks that guard memory, and who computes.  The only file with torch.
+// Values are checked by gptcore/kernels.py; what is refused here would read or write out of bounds.
+#include <pthread.h>
+
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "cpu/isa.h"
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+STABLE_TORCH_LIBRARY(gptcore, m) {
+  m.def("sample(Tensor logits, *, Tensor seed, Tensor position, float temperature=1.0, int top_k=0, float top_p=1.0, "
+        "float min_p=0.0) -> Tensor");
+  m.def("kv_attention_(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor length, *, int n_keys, "
+        "float? scale=None, Tensor? alibi_slopes=None, int window=0, float softcap=0.0) -> Tensor");
+}
+
+namespace gptcore {
+namespace {
+
+// ------------------------------------------------------------------------------------------------------------- checks
+
+std::string shape_of(const Tensor& x) {
+  std::string text = "(";
+  for (int64_t i = 0; i < x.dim(); ++i) text += (i ? ", " : "") + std::to_string(x.size(i));
+  return text + ")";
+}
+
+void check_shape(const char* name, const Tensor& x, std::initializer_list<int64_t> shape) {
+  bool same = x.dim() == int64_t(shape.size());
+  int64_t i = 0;
+  for (int64_t n : shape) same = same && x.size(i++) == n;
+  std::string wanted;
+  for (int64_t n : shape) wanted += (wanted.empty() ? "" : ", ") + std::to_string(n);
+  STD_TORCH_CHECK(same, name, ": expected (", wanted, "), got ", shape_of(x));
+}
+
+void check_cpu(const char* name, const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), name, ": expected a tensor on the CPU"); }
+
+void check_int64(const char* name, const Tensor& x) {
+  check_cpu(name, x);
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Long, name, ": expected int64");
+}
+
+void check_last(const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(x.stride(x.dim() - 1) == 1 || x.size(x.dim() - 1) < 2, name, ": expected a contiguous last axis");
+}
+
+Dtype dtype_of(const char* name, const Tensor& x) {
+  check_cpu(name, x);
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Dtype::fp32;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::fp16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, name, ": expected float32, bfloat16 or float16");
+}
+
+// ------------------------------------------------------------------------------------------------------------ threads
+
+bool forked = false;  // the threads of torch's pool do not survive a fork: a child that waits for them waits forever
+[[maybe_unused]] const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+template <class Work>
+void parallel(int64_t n, int64_t grain, const Work& work) {
+  if (forked || n <= grain) {
+    if (n > 0) work(0, n);
+  } else {
+    torch::stable::parallel_for(0, n, grain, work);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------------- sample
+
+Tensor sample_cpu(const Tensor logits, const Tensor seed, const Tensor position, double temperature, int64_t top_k, double top_p,
+                  double min_p) {
+  const Dtype dtype = dtype_of("logits", logits);
+  STD_TORCH_CHECK(logits.dim() == 2, "logits: expected (B, V), got ", shape_of(logits));
+  const int64_t n_row = logits.size(0), n_vocab = logits.size(1);
+  STD_TORCH_CHECK(0 < n_vocab && n_vocab <= kMaxVocab, "logits: expected 1 to ", kMaxVocab, " columns, got ", n_vocab);
+  check_last("logits", logits);
+  check_int64("seed", seed), check_int64("position", position);
+  check_shape("seed", seed, {n_row}), check_shape("position", position, {n_row});
+  Tensor tokens = torch::stable::new_empty(seed, {n_row}, ScalarType::Long);
+  const Sampling s = {
+      static_cast<int64_t*>(tokens.mutable_data_ptr()), logits.const_data_ptr(),
+      static_cast<const int64_t*>(seed.const_data_ptr()), static_cast<const int64_t*>(position.const_data_ptr()),
+      logits.stride(0), seed.stride(0), position.stride(0), n_vocab, top_k, top_p, min_p,
+      temperature == 0 ? 0.0f : float(1.0 / temperature), dtype};
+  const Isa& use = isa();
+  parallel(n_row, n_vocab < 4096 ? 4096 / n_vocab : 1, [&](int64_t first, int64_t last) { use.sample(s, first, last); });
+  return tokens;
+}
+
+// ------------------------------------------------------------------------------------------------------ kv_attention_
+
+void take_strides(int64_t* to, const Tensor& x) {
+  for (int i = 0; i < 3; ++i) to[i] = x.stride(i);
+}
+
+Tensor kv_attention_cpu_(const Tensor q, const Tensor k, const Tensor v, Tensor k_cache, Tensor v_cache, const Tensor length,
+                         int64_t n_keys, std::optional<double> scale, std::optional<Tensor> alibi_slopes, int64_t window,
+                         double softcap) {
+  Attention a = {};
+  a.dtype = dtype_of("q", q), a.cache_dtype = dtype_of("k_cache", k_cache);
+  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k_cache.dim() == 4, "q, k, k_cache: expected four axes, got ", shape_of(q), ", ",
+                  shape_of(k), ", ", shape_of(k_cache));
+  a.n_row = q.size(0), a.n_head = q.size(1), a.n_new = q.size(2), a.d_head = q.size(3), a.n_kv_head = k.size(1);
+  const int64_t n_context = k_cache.size(2);
+  STD_TORCH_CHECK(0 < a.d_head && a.d_head <= kMaxHead, "q: expected a head of 1 to ", kMaxHead, ", got ", a.d_head);
+  STD_TORCH_CHECK(a.n_new > 0, "q: expected at least one new token, got ", shape_of(q));
+  STD_TORCH_CHECK(a.n_kv_head > 0 && a.n_head % a.n_kv_head == 0, "k: expected a number of heads that divides ", a.n_head, ", got ",
+                  a.n_kv_head);
+  check_shape("k", k, {a.n_row, a.n_kv_head, a.n_new, a.d_head}), check_shape("v", v, {a.n_row, a.n_kv_head, a.n_new, a.d_head});
+  check_shape("k_cache", k_cache, {a.n_row, a.n_kv_head, n_context, a.d_head});
+  check_shape("v_cache", v_cache, {a.n_row, a.n_kv_head, n_context, a.d_head});
+  STD_TORCH_CHECK(dtype_of("k", k) == a.dtype && dtype_of("v", v) == a.dtype, "k, v: expected the dtype of q");
+  STD_TORCH_CHECK(dtype_of("v_cache", v_cache) == a.cache_dtype, "v_cache: expected the dtype of k_cache");
+  check_last("q", q), check_last("k", k), check_last("v", v), check_last("k_cache", k_cache), check_last("v_cache", v_cache);
+  check_int64("length", length), check_shape("length", length, {a.n_row});
+  STD_TORCH_CHECK(length.stride(0) == 1 || a.n_row < 2, "length: expected a contiguous tensor");
+  STD_TORCH_CHECK(n_keys <= n_context, "n_keys: expected at most n_context=", n_context, ", got ", n_keys);
+  a.length = static_cast<const int64_t*>(length.const_data_ptr());
+  int64_t longest = 0;
+  for (int64_t b = 0; b < a.n_row; ++b) {
+    STD_TORCH_CHECK(0 <= a.length[b] && a.length[b] <= n_keys - a.n_new, "length: expected 0 to ", n_keys - a.n_new, " in row ", b,
+                    ", got ", a.length[b]);
+    longest = a.length[b] > longest ? a.length[b] : longest;
+  }
+  if (alibi_slopes) {
+    check_cpu("alibi_slopes", *alibi_slopes), check_shape("alibi_slopes", *alibi_slopes, {a.n_head});
+    STD_TORCH_CHECK(alibi_slopes->scalar_type() == ScalarType::Float, "alibi_slopes: expected float32");
+    check_last("alibi_slopes", *alibi_slopes);
+    a.slopes = static_cast<const float*>(alibi_slopes->const_data_ptr());
+  }
+  STD_TORCH_CHECK(window >= 0, "window: expected at least 0, got ", window);
+  Tensor z = torch::stable::new_empty(q, {a.n_row, a.n_head, a.n_new, a.d_head}, q.scalar_type());
+  a.z = z.mutable_data_ptr(), a.q = q.const_data_ptr(), a.k = k.const_data_ptr(), a.v = v.const_data_ptr();
+  a.k_cache = k_cache.mutable_data_ptr(), a.v_cache = v_cache.mutable_data_ptr();
+  take_strides(a.q_stride, q), take_strides(a.k_stride, k), take_strides(a.v_stride, v);
+  take_strides(a.k_cache_stride, k_cache), take_strides(a.v_cache_stride, v_cache);
+  a.window = window, a.n_block = (longest + a.n_new + kBlock - 1) / kBlock;
+  a.scale = scale ? float(*scale) : float(1.0 / std::sqrt(double(a.d_head))), a.softcap = float(softcap);
+
+  const Isa& use = isa();
+  constexpr int64_t kEnough = 1 << 16;  // multiplications that are worth another thread's waking up
+  const int64_t n_piece = use.attend_units(a), n_pair = a.n_row * a.n_kv_head;
+  parallel(n_pair, 1 + kEnough / (2 * a.n_new * a.d_head), [&](int64_t first, int64_t last) { use.append_(a, first, last); });
+  const int64_t each = 2 * a.d_head * (longest + a.n_new) * (n_piece ? n_pair * (a.n_head / a.n_kv_head) * a.n_new / n_piece : 1);
+  if (forked || n_piece >= int64_t(torch::stable::get_num_threads()) || a.n_block == 1 || each < kEnough) {
+    parallel(n_piece, 1 + kEnough / each, [&](int64_t first, int64_t last) { use.attend(a, first, last); });
+  } else {  // too few heads to go round: blocks of keys are shared out too, and merged in their order
+    const std::unique_ptr<char[]> partials(new char[use.partial_bytes(a)]);
+    parallel(n_piece * a.n_block, 1 + kEnough * a.n_block / each,
+             [&](int64_t first, int64_t last) { use.attend_partial(a, partials.get(), first, last); });
+    parallel(n_piece, n_piece, [&](int64_t first, int64_t last) { use.attend_merge(a, partials.get(), first, last); });
+  }
+  return z;
+}
+
+}  // namespace
+}  // namespace gptcore
+
+STABLE_TORCH_LIBRARY_IMPL(gptcore, CPU, m) {
+  m.impl("sample", TORCH_BOX(&gptcore::sample_cpu));
+  m.impl("kv_attention_", TORCH_BOX(&gptcore::kv_attention_cpu_));
+}
