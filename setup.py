@@ -1,7 +1,7 @@
 """What pip builds: pure Python, and the native code where torch and a compiler are at hand.
 
-`pip install -e .` builds in isolation, without torch, so it installs pure Python. `pip install --no-build-isolation -e .`
-and `python setup.py build_ext --inplace` (which is `invoke build`) compile. GPTCORE_BUILD=auto|none|cpu|gpu decides what.
+`pip install -e .` builds in isolation, without torch, so it installs pure Python. `pip install --no-build-isolation
+-e .` and `python setup.py build_ext --inplace` (which is `invoke build`) compile, unless GPTCORE_BUILD is "none".
 """
 
 import os

@@ -35,7 +35,6 @@ static py::dict build_info() {
 }
 
 PYBIND11_MODULE(_C, m) {
-  gptcore::isa();  // an unknown GPTCORE_ISA is an error here, not at the first call
   m.doc() = "gptcore's native code: importing it registers torch.ops.gptcore.";
   m.def("build_info", build_info, "What was built: abi, compiler, torch, isas, gpu.");
   m.def("isas", isas, "The instruction sets that this machine can run, best first.");
@@ -48,5 +47,5 @@ PYBIND11_MODULE(_C, m) {
         for (py::handle other : isas()) names += (names.empty() ? "" : ", ") + py::cast<std::string>(other);
         throw py::value_error("isa: expected one of " + names + ", got " + name);
       },
-      py::arg("name"), "Use another instruction set, in this whole process: for tests.");
+      py::arg("name"), "Use another instruction set, in this whole process.");
 }

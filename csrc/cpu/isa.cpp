@@ -1,11 +1,10 @@
-// Which instruction set: the best one that this machine can run, or the one that GPTCORE_ISA names.
+// Which instruction set: the best one that this machine can run, or the one that was asked for.
 #include "isa.h"
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <new>
-#include <stdexcept>
-#include <string>
 
 namespace gptcore {
 
@@ -36,14 +35,7 @@ static const Isa* find(const char* name) {
 }
 
 static const Isa*& current() {
-  static const Isa* chosen = [] {
-    const char* wanted = std::getenv("GPTCORE_ISA");
-    if (!wanted || !*wanted) return all_isas()[0];
-    if (const Isa* isa = find(wanted)) return isa;
-    std::string names;
-    for (const Isa* const* isa = all_isas(); *isa; ++isa) names += (names.empty() ? "" : ", ") + std::string((*isa)->name);
-    throw std::runtime_error("GPTCORE_ISA: expected one of " + names + ", got " + wanted);
-  }();
+  static const Isa* chosen = all_isas()[0];
   return chosen;
 }
 

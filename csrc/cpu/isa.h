@@ -21,8 +21,8 @@ const Isa* avx512();
 const Isa* neon();
 
 const Isa* const* all_isas();         // those that this machine can run, best first, ended by null
-const Isa& isa();                     // the one in use: GPTCORE_ISA, else the best
-bool set_isa(const char* name);       // false: this machine has none of that name; for tests
+const Isa& isa();                     // the one in use: the best, unless set_isa says otherwise
+bool set_isa(const char* name);       // false: this machine has none of that name
 
 void* scratch(size_t n_bytes);        // this thread's own memory, 64-byte aligned, kept for the next call
 

@@ -1,0 +1,62 @@
+"""Building the native code: nothing to do costs nothing, a failure is told with its text and harms nobody."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import native
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what is built from, without anything built."""
+    ignore = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("gptcore", "csrc"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def test_the_fingerprint_follows_sources_and_environment(checkout, monkeypatch):
+    before = native.fingerprint(checkout)
+    assert native.fingerprint(checkout) == before
+    header = checkout / "csrc/kernels/types.h"
+    text = header.read_text()
+    header.write_text(text + "// touched\n")
+    assert native.fingerprint(checkout) != before
+    header.write_text(text)
+    assert native.fingerprint(checkout) == before
+    monkeypatch.setenv("GPTCORE_BUILD", "cpu")
+    assert native.fingerprint(checkout) != before
+
+
+def test_a_failed_build_is_told_and_not_remembered(checkout, monkeypatch):
+    monkeypatch.setenv("CXX", "/bin/false")
+    for _ in range(2):
+        result = native.build(checkout)
+        assert not result.ok
+        assert "torch operators will be used" in result.text
+        assert "/bin/false" in result.text
+    assert not (checkout / native.MARK).exists()
+
+
+def test_without_a_compiler_the_reason_is_one_line(checkout, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "gptcore: no C++ compiler (no-such-compiler)" in native.build(checkout).text
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "/bin/false"])
+def test_a_wheel_is_made_all_the_same(checkout, monkeypatch, compiler):
+    """What pip runs: a failure is told, and the package is pure Python."""
+    monkeypatch.setenv("CXX", compiler)
+    command = [sys.executable, "setup.py", "bdist_wheel", "-q"]
+    done = subprocess.run(command, cwd=checkout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    assert "installing without native kernels (invoke build adds them)" in done.stdout
+    assert list((checkout / "dist").glob("*.whl"))

@@ -1,0 +1,75 @@
+"""Build the native kernels, but only when something that matters changed.
+
+`invoke build` calls build(). Nothing here imports torch, so that finding out that there is nothing to do costs
+milliseconds.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+MARK = Path("build/native.json")
+MATTERS = ("CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST")
+
+
+class Build(NamedTuple):
+    """What came of it: whether anything was compiled, and what went wrong, if anything, in the compiler's words."""
+
+    ok: bool
+    compiled: bool
+    text: str = ""
+
+
+def fingerprint(root=ROOT) -> str:
+    """A hash of all that a build depends on: sources, torch, Python, compiler, environment."""
+    digest = hashlib.sha256()
+    for path in [root / "setup.py", *sorted((root / "csrc").rglob("*"))]:
+        if path.is_file():
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    chosen = {name: value for name, value in os.environ.items() if name in MATTERS or name.startswith("GPTCORE_BUILD")}
+    digest.update(json.dumps([sys.version, _version("torch"), _compiler(), sorted(chosen.items())]).encode())
+    return digest.hexdigest()
+
+
+def build(root=ROOT) -> Build:
+    """Compile csrc/ in place unless the last success had the same fingerprint and its library is still there."""
+    wanted, mark = fingerprint(root), root / MARK
+    library = root / "gptcore" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if library.exists() and mark.exists() and json.loads(mark.read_text()).get("fingerprint") == wanted:
+        return Build(ok=True, compiled=False)
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja lives beside Python
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | {"PATH": path}, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    if done.returncode:
+        last = "\n".join(done.stdout.strip().splitlines()[-20:])
+        return Build(ok=False, compiled=False, text=f"{last}\nnative kernels not built: torch operators will be used")
+    mark.parent.mkdir(exist_ok=True)
+    fresh = mark.with_suffix(".tmp")
+    fresh.write_text(json.dumps({"fingerprint": wanted}))
+    fresh.replace(mark)
+    return Build(ok=True, compiled=True)
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _compiler():
+    command = [*os.environ.get("CXX", "c++").split(), "--version"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError as error:
+        return str(error)
