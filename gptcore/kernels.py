@@ -1,0 +1,258 @@
+"""Native or reference: the one place that chooses, and can say why.
+
+What you learn here: a fast twin is worth having only if nobody can tell who computed. Each operator is one row of a
+table: the native way, the reference in plain torch, and a condition. Native code has no gradients and knows no function
+transforms, so it never serves where those are needed. GPTCORE_KERNELS=auto|native|reference decides for a process.
+Axes: B rows, T new tokens, H heads (H_kv for keys and values), D head width, V vocabulary.
+Next: model.py attends through kv_attention_, generate.py draws through sample; csrc/ops.cpp holds the other side.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import math
+import os
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from gptcore import ops, sampling
+from gptcore.cache import append_
+
+ABI = 1  # the operators' schemas, as csrc/module.cpp numbers them
+MODES = ("auto", "native", "reference")
+STORED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Op(NamedTuple):
+    """One operator: two ways of the same signature, and unserved(*tensors) -> why native cannot, or an empty string."""
+
+    native: Callable
+    reference: Callable
+    unserved: Callable
+    condition: str
+
+
+# ---------------------------------------------------------------------------------------------------------- attention
+
+
+def kv_attention_(
+    q, k, v, k_cache, v_cache, length, *, n_keys, scale=None, alibi_slopes=None, window=0, softcap=0.0
+) -> torch.Tensor:
+    """Append k, v (B,H_kv,T,D) to the caches (B,H_kv,n_context,D) at length (B,), and attend: q, z (B,H,T,D).
+
+    Query i of a row sees key j iff j <= length + i (and j > length + i - window); scores are scale q.k (1/sqrt(D)),
+    capped, minus alibi_slopes (H,) times the distance. n_keys is the host's bound: at least every length + T. Raises
+    ValueError for values out of range, before anything is written.
+    """
+    if not q.shape[2] <= n_keys <= k_cache.shape[2]:
+        raise ValueError(f"n_keys: expected {q.shape[2]} to n_context={k_cache.shape[2]}, got {n_keys}")
+    if window < 0 or softcap < 0:
+        raise ValueError(f"window, softcap: expected at least 0, got {window}, {softcap}")
+    way = choose("kv_attention_", q, k, v, k_cache, v_cache)
+    return way(
+        q, k, v, k_cache, v_cache, length,
+        n_keys=n_keys, scale=scale, alibi_slopes=alibi_slopes, window=window, softcap=softcap,
+    )  # fmt: skip
+
+
+def _attention_reference(q, k, v, k_cache, v_cache, length, *, n_keys, scale, alibi_slopes, window, softcap):
+    """append_ and then attention as ops.py defines it."""
+    positions = length[:, None] + torch.arange(q.shape[2], device=q.device)
+    k = append_(k_cache, k.transpose(1, 2), positions)[:, :, :n_keys].to(q.dtype)
+    v = append_(v_cache, v.transpose(1, 2), positions)[:, :, :n_keys].to(q.dtype)
+    q = q.transpose(1, 2)
+    if scale is not None:
+        q = q * (scale * math.sqrt(q.shape[-1]))  # ops.py divides by it
+    rules = {"slopes": alibi_slopes, "window": window}
+    if softcap:
+        pattern = ops.attention_scores(q, k, positions, **rules, softcap=softcap).softmax(-1)
+        return ops.attention_mix(pattern, v).transpose(1, 2)
+    return ops.attention_fused(q, k, v, positions, **rules).transpose(1, 2)
+
+
+def _attention_native(q, k, v, k_cache, v_cache, length, **rules):
+    return _below_autograd(torch.ops.gptcore.kv_attention_, q, k, v, k_cache, v_cache, length.contiguous(), **rules)
+
+
+def _attention_unserved(q, k, v, k_cache, v_cache):
+    if k_cache.dtype not in STORED or v_cache.dtype != k_cache.dtype or k.dtype != q.dtype or v.dtype != q.dtype:
+        return f"a cache of {k_cache.dtype} is not served"
+    return f"a head of {q.shape[-1]} is not served" if q.shape[-1] > 256 else ""
+
+
+# ----------------------------------------------------------------------------------------------------------- sampling
+
+
+def sample(logits, *, seed, position, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> torch.Tensor:
+    """Draw one token a row: logits (V,) or (B,V) -> int64 () or (B,). Exactly sampling.sample, whoever computes."""
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    return choose("sample", logits)(logits, seed=seed, position=position, **settings)
+
+
+def _sample_native(logits, *, seed, position, **settings):
+    sampling.check_settings(**settings)
+    rows = logits.reshape(-1, logits.shape[-1]).contiguous()
+    words = {"seed": _words("seed", seed, rows), "position": _words("position", position, rows)}
+    tokens = _below_autograd(torch.ops.gptcore.sample, rows, **words, **settings)
+    if tokens.min() < 0:
+        row = int((tokens < 0).nonzero()[0])
+        best = rows[row].amax().item()
+        raise ValueError(f"logits: expected a finite largest logit in row {row}, got {best}")
+    return tokens.view(logits.shape[:-1])
+
+
+def _words(name, value, rows):
+    """A seed or position for every row, int64 (B,)."""
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
+        return torch.full((len(rows),), value - 2**64 if value >= 2**63 else value)
+    if isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.shape in ((), (len(rows),)):
+        return value.to(rows.device).expand(len(rows))
+    got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+    raise ValueError(f"{name}: expected an int of 64 bits or int64 ({len(rows)},), got {got}")
+
+
+def _sample_unserved(logits):
+    if logits.dim() not in (1, 2) or not logits.numel() > 0 or logits.shape[-1] > 2**22:
+        return f"logits of shape {tuple(logits.shape)} are not served"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------------------------- choice
+
+_ATTENTION = Op(_attention_native, _attention_reference, _attention_unserved, "CPU, three storage types, head <= 256")
+_SAMPLE = Op(_sample_native, sampling.sample, _sample_unserved, "CPU, three storage types, V <= 2^22")
+OPS = {"kv_attention_": _ATTENTION, "sample": _SAMPLE}
+
+
+def choose(name, *tensors) -> Callable:
+    """The way that computes op `name` on these tensors. Raises ValueError where native is forced and cannot serve."""
+    reason = why_not(name, *tensors)
+    if reason and _mode == "native":
+        raise ValueError(f"{name}: expected what native code serves, as GPTCORE_KERNELS=native asks, but {reason}")
+    return OPS[name].reference if reason else OPS[name].native
+
+
+def why_not(name, *tensors) -> str:
+    """Why native code does not compute op `name` on these tensors; an empty string if it does."""
+    if _mode == "reference":
+        return "GPTCORE_KERNELS=reference"
+    if _problem:
+        return _problem
+    for x in tensors:
+        if x.device.type != "cpu":
+            return f"there is no native code for {x.device.type} yet"
+        if x.requires_grad and torch.is_grad_enabled():
+            return "a gradient is needed"
+        if _transformed(x):
+            return "a torch.func transform is active"
+    if tensors and tensors[0].dtype not in STORED:
+        return f"{tensors[0].dtype} is not served"
+    return OPS[name].unserved(*tensors) if tensors else ""
+
+
+def _transformed(x):
+    if torch.compiler.is_compiling():  # the tracer knows this question only; a traced grad shows as requires_grad
+        return torch._C._functorch.is_batchedtensor(x)
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def _load() -> str:
+    """Load the native library; -> what is wrong, or an empty string. Raises ValueError for a bad GPTCORE_ISA."""
+    if importlib.util.find_spec("gptcore._C") is None:
+        return "native kernels not built (invoke build)"
+    try:
+        library = importlib.import_module("gptcore._C")
+    except ImportError as error:  # its text says what: a library of another Python, a missing symbol, a broken file
+        return f"native kernels do not load (invoke build): {error}"
+    if library.build_info()["abi"] != ABI:
+        return f"native kernels are stale (invoke build): abi {library.build_info()['abi']}, expected {ABI}"
+    if name := os.environ.get("GPTCORE_ISA"):
+        library.set_isa(name)
+    _describe()
+    return ""
+
+
+def report() -> dict:
+    """What is used and why: mode, per op {"used", "why"}, and of the library isa, isas, compiler, built_with, gpu."""
+    rows = {
+        name: {"used": "reference", "why": why} if (why := why_not(name)) else {"used": "native", "why": op.condition}
+        for name, op in OPS.items()
+    }
+    found = {"mode": _mode, "torch": torch.__version__, "ops": rows}
+    if _mode == "reference" or _problem:
+        return found
+    library = importlib.import_module("gptcore._C")
+    info = library.build_info()
+    return found | {
+        "isa": library.isa(), "isas": info["isas"], "compiler": info["compiler"], "built_with": info["torch"],
+        "gpu": info["gpu"],
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def using(mode, isa=None):
+    """For tests and benchmarks: another mode, and another instruction set, until the block ends."""
+    old = _mode
+    _choose(mode)
+    library = None if isa is None else importlib.import_module("gptcore._C")
+    old_isa = library and library.isa()
+    try:
+        if library:
+            library.set_isa(isa)
+        yield
+    finally:
+        _choose(old)
+        if library:
+            library.set_isa(old_isa)
+
+
+def _choose(mode):
+    """The mode from now on; the library is loaded when it may be needed for the first time."""
+    global _mode, _problem
+    if mode not in MODES:
+        raise ValueError(f"GPTCORE_KERNELS: expected one of {', '.join(MODES)}, got {mode}")
+    _mode = mode
+    if mode != "reference" and _problem is None:
+        _problem = _load()
+        if _problem and mode == "auto":
+            warnings.warn(f"{_problem}: using torch ops", RuntimeWarning, stacklevel=2)
+
+
+# ----------------------------------------------------------------------------------------- what torch must know of them
+
+
+def _below_autograd(op, *args, **kwargs):
+    """Call an op whose inputs need no gradient, as choose has seen: the refusal below need not be asked again."""
+    if torch.compiler.is_compiling():
+        return op(*args, **kwargs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args, **kwargs)
+
+
+def _describe():
+    """Result shapes for the compiler, and a refusal where autograd would be silently wrong."""
+    torch.library.register_fake("gptcore::sample", lambda logits, *, seed, **_: seed.new_empty(len(logits)))
+    torch.library.register_fake("gptcore::kv_attention_", lambda q, *_, **__: q.new_empty(q.shape))
+    for name in OPS:
+        _autograd.impl(name, _refusal(getattr(torch.ops.gptcore, name).default), "Autograd", with_keyset=True)
+
+
+_autograd = torch.library.Library("gptcore", "IMPL")
+
+
+def _refusal(op):
+    def call(keyset, *args, **kwargs):
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            raise NotImplementedError(f"{op.name()} is inference only: call it under torch.no_grad()")
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+
+    return call
+
+
+_problem: str | None = None  # why the library cannot be used; None before it was asked for
+_choose(os.environ.get("GPTCORE_KERNELS", "auto"))
