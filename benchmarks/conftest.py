@@ -1,0 +1,46 @@
+"""Contestants take turns: this machine's speed drifts, so only ratios within one round mean anything."""
+
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # cases.py is shared
+
+
+def seconds_per_call(call, budget=0.01):
+    """One measurement: as many calls as fit in the budget, at least one."""
+    start = time.perf_counter()
+    call()
+    n = max(1, int(budget / (time.perf_counter() - start + 1e-9)))
+    start = time.perf_counter()
+    for _ in range(n):
+        call()
+    return (time.perf_counter() - start) / n
+
+
+@pytest.fixture
+def race(benchmark, capsys):
+    """race({"native": call, "peer": call, ...}, rounds): a line of medians and ratios to the first, and its record."""
+
+    def run(ways, rounds=9):
+        for call in ways.values():
+            call()
+        times = [{name: seconds_per_call(call) for name, call in ways.items()} for _ in range(rounds)]
+        first = next(iter(ways))
+        line = []
+        for name in ways:
+            own = [t[name] * 1e6 for t in times]
+            ratios = sorted(t[name] / t[first] for t in times)
+            row = {"us": statistics.median(own), "ratio": statistics.median(ratios), "spread": [ratios[1], ratios[-2]]}
+            benchmark.extra_info[name] = row
+            line.append(f"{name} {row['us']:.1f} us" + (f" ({row['ratio']:.1f}x)" if name != first else ""))
+        benchmark.extra_info["load_average"] = os.getloadavg()
+        with capsys.disabled():
+            print(f"\n{benchmark.group}: {', '.join(line)}", end="")
+        benchmark.pedantic(ways[first], rounds=5, iterations=3)
+
+    return run
