@@ -22,6 +22,7 @@ from gptcore import ops, sampling
 from gptcore.cache import append_
 
 ABI = 1  # the operators' schemas, as csrc/module.cpp numbers them
+NOT_BUILT = "native kernels not built (invoke build)"
 MODES = ("auto", "native", "reference")
 STORED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -162,7 +163,7 @@ def _transformed(x):
 def _load() -> str:
     """Load the native library; -> what is wrong, or an empty string. Raises ValueError for a bad GPTCORE_ISA."""
     if importlib.util.find_spec("gptcore._C") is None:
-        return "native kernels not built (invoke build)"
+        return NOT_BUILT
     try:
         library = importlib.import_module("gptcore._C")
     except ImportError as error:  # its text says what: a library of another Python, a missing symbol, a broken file
@@ -217,7 +218,7 @@ def _choose(mode):
     _mode = mode
     if mode != "reference" and _problem is None:
         _problem = _load()
-        if _problem and mode == "auto":
+        if _problem and _problem != NOT_BUILT and mode == "auto":  # not built is a choice, and report() tells it
             warnings.warn(f"{_problem}: using torch ops", RuntimeWarning, stacklevel=2)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptcore import ops, tree
+from gptcore import kernels, ops, tree
 from gptcore.cache import append_
 from gptcore.ops import linear
 
@@ -168,19 +168,26 @@ def attend(x, p, config, positions, kv=None, *, tap=None, attention="fused") -> 
         turn = partial(ops.rotary, interleaved=config.rope_interleaved)
         table = ops.rotary_table(positions, config.d_rot, config.rope_base)
         q, k = keep("q_rot", turn(q, *table)), keep("k_rot", turn(k, *table))
+    slopes = ops.alibi_slopes(config.n_head, x.device) if config.position == "alibi" else None
+    window, softcap = config.window, config.score_softcap
+    explicit = tap or attention == "explicit" or (softcap and kv is None)  # looking is slower, not different
+    if kv is not None and not explicit:
+        k_store, v_store, n_keys = kv
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B,H,T,D)
+        rules = {"alibi_slopes": slopes, "window": window, "softcap": softcap}
+        z = kernels.kv_attention_(q, k, v, k_store, v_store, positions[:, 0], n_keys=n_keys, **rules)
+        return linear(z.transpose(1, 2).flatten(2), **p["o"])
     if kv is None:
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B,H_kv,S,D)
     else:
         k_store, v_store, n_keys = kv
         k = append_(k_store, k, positions)[:, :, :n_keys].to(q.dtype)
         v = append_(v_store, v, positions)[:, :, :n_keys].to(q.dtype)
-    slopes = ops.alibi_slopes(config.n_head, x.device) if config.position == "alibi" else None
-    if tap or attention == "explicit" or config.score_softcap:  # looking is slower, not different
-        rules = {"slopes": slopes, "window": config.window, "softcap": config.score_softcap}
-        scores = keep("scores", ops.attention_scores(q, k, positions, **rules))
-        z = ops.attention_mix(keep("pattern", scores.softmax(-1)), v)
+    if explicit:
+        scores = ops.attention_scores(q, k, positions, slopes=slopes, window=window, softcap=softcap)
+        z = ops.attention_mix(keep("pattern", keep("scores", scores).softmax(-1)), v)
     else:
-        z = ops.attention_fused(q, k, v, positions, slopes=slopes, window=config.window, causal=kv is None)
+        z = ops.attention_fused(q, k, v, positions, slopes=slopes, window=window, causal=True)
     return linear(keep("z", z).flatten(2), **p["o"])
 
 

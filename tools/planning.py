@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from gptcore.data import Dataset, prepare
-from gptcore.data import reopen as reopen_data
 
 from gptcore import checkpoint, device, optim, tokenizer, tree
 from gptcore.config import ModelConfig, architecture, padded_vocab
+from gptcore.data import Dataset, prepare
+from gptcore.data import reopen as reopen_data
 from gptcore.model import init_params
 from gptcore.train import TrainOptions, TrainState, gradients_, init_state, measure
 from tools.modes import ACCUMULATION, MICRO_BATCH, MODES
