@@ -181,13 +181,22 @@ def score_tokens(
         if stop is not None and stop():
             raise Stopped
         x, _ = run_blocks(params, config, embed(params, config, tokens.to(device)))
-        x, targets = x.flatten(0, 1)[rows.to(device)], targets.to(device)
-        size = chunk_rows(config.n_vocab_padded, config.d_model, device.type)
-        for some, wanted in zip(x.split(size), targets.split(size), strict=True):
-            parts.append(measure(wide(unembed(params, config, some)), wanted))
+        parts += measured(params, config, x.flatten(0, 1)[rows.to(device)], targets.to(device), measure)
         order.append(index)
     back = torch.cat(order).argsort()  # windows were sorted by length: put the text in order again
-    return type(parts[0])(*(torch.cat(column).cpu()[back] for column in zip(*parts, strict=True))), n_tokens
+    return type(parts[0])(*(column[back] for column in together(parts))), n_tokens
+
+
+def measured(params, config, x, targets, measure) -> list[NamedTuple]:
+    """measure of the residual stream's rows x (n,C) and their targets (n,), by chunks: (n,V) logits never exist."""
+    size = chunk_rows(config.n_vocab_padded, config.d_model, x.device.type)
+    chunks = zip(x.split(size), targets.split(size), strict=True)
+    return [measure(wide(unembed(params, config, some)), wanted) for some, wanted in chunks]
+
+
+def together(parts):
+    """The measures of all parts as one, on the CPU."""
+    return type(parts[0])(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
 def joined(documents, prefix) -> tuple[Tensor, Tensor]:
