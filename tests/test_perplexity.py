@@ -6,10 +6,23 @@ import pytest
 import torch
 from cases import CONFIGS, TINY, random_params, random_tokens
 
-from gptcore import tree
+from gptcore import device, tree
 from gptcore.config import architecture
-from gptcore.evaluate.perplexity import Stopped, detail, first_tokens, score_documents, score_tokens, windows
+from gptcore.evaluate.perplexity import (
+    Scores,
+    Stopped,
+    blocks,
+    detail,
+    first_tokens,
+    intervals,
+    references,
+    score_documents,
+    score_tokens,
+    verdict,
+    windows,
+)
 from gptcore.model import forward, init_params
+from gptcore.stats import Interval
 
 EOT = 60
 CONFIG = CONFIGS["gpt2"]
@@ -225,3 +238,81 @@ def test_refusals(ways, message):
 def test_nothing_to_score_and_foreign_ids_are_refused(texts, message):
     with pytest.raises(ValueError, match=f"documents: expected .*{message}"):
         score_documents(PARAMS, CONFIG, texts, eot=EOT)
+
+
+# ------------------------------------------------------------------------------------------- what the numbers are worth
+
+
+def test_intervals_are_over_documents():
+    """Wider than chance would make them if tokens were independent, and none for nine documents."""
+    scores = score_documents(PARAMS, CONFIG, documents(*range(5, 65, 3)), eot=EOT)
+    found = intervals(scores, generator=device.generator("intervals"))
+    for name, interval in found.items():
+        assert interval.value == pytest.approx(getattr(scores, name), rel=1e-12)
+        assert interval.low < interval.value < interval.high
+    assert math.log(found["perplexity"].low) == pytest.approx(found["loss"].low)
+    few = intervals(Scores(*(column[:9] for column in scores)), generator=device.generator("intervals"))
+    assert math.isnan(few["loss"].low)
+    assert few["loss"].value == pytest.approx(Scores(*(column[:9] for column in scores)).loss)
+
+
+def test_one_long_text_is_cut_into_blocks():
+    """Every token in one block of at least 40, its bytes with it; a short document is a block, an empty one is none."""
+    texts = [tokens for tokens, _ in documents(200, 15, 0, 79, 80)]
+    size = torch.arange(61)
+    measures, n_tokens = score_tokens(PARAMS, CONFIG, texts, eot=EOT)
+    cut = blocks(measures, n_tokens, texts, size, 40)
+    assert cut.n_tokens.tolist() == [40] * 5 + [15] + [79] + [40, 40]
+    assert cut.n_bytes.tolist()[:2] == [sum(texts[0][:40]), sum(texts[0][40:80])]
+    assert cut.n_bytes.sum() == sum(map(sum, texts))
+    whole = score_documents(PARAMS, CONFIG, [(text, sum(text)) for text in texts], eot=EOT)
+    assert cut.nats.sum().item() == pytest.approx(whole.nats.sum().item(), rel=1e-12)
+    assert cut.n_correct.sum() == whole.n_correct.sum()
+
+
+def chain(log_p):
+    """A model without layers that says log_p (V,V) of the next token: its embedding is one-hot and its head a table."""
+    n = len(log_p)
+    config = architecture("llama", n_vocab=n, n_context=512, n_layer=0, d_model=n, n_head=1, tied=False)
+    ones = {"w": torch.ones(n, dtype=torch.float64)}
+    table = {"w": (log_p.T / n**0.5).contiguous()}  # the norm makes a one-hot row sqrt(V) long
+    return {"embed": {"w": torch.eye(n).double()}, "blocks": [], "norm_f": ones, "head": table}, config
+
+
+def test_verdicts():
+    """Four constructed models on 100 KB of a chain of 15 letters that goes one of two ways, 9 to 1.
+
+    Knowing nothing, the letters' frequencies, half of the chain, and the chain itself, which xz cannot see that well.
+    """
+    generator, n = device.generator("chain"), 16
+    steps = torch.stack([torch.randperm(15, generator=generator) for _ in range(2)], dim=1)
+    ids = [0]
+    for rare in (torch.rand(99_999, generator=generator) < 0.1).tolist():
+        ids.append(steps[ids[-1], int(rare)].item())
+    texts = [ids[start : start + 1000] for start in range(0, len(ids), 1000)]
+    documents = [(text, len(text)) for text in texts]
+    strings = ["".join(chr(97 + id) for id in text) for text in texts]
+    counts = torch.bincount(torch.tensor(ids), minlength=n)
+    ladder = references(documents, n, counts=counts, texts=strings)
+    assert ladder["untrained"] == 4
+    assert ladder["xz"] < ladder["unigram"] < 4
+
+    truth = torch.full((n, n), 1e-4, dtype=torch.float64)
+    truth[torch.arange(15), steps[:, 1]] += 0.1
+    truth[torch.arange(15), steps[:, 0]] += 0.9
+    truth = truth / truth.sum(-1, keepdim=True)
+    share = (counts + 1).double() / (counts + 1).sum()
+    flatter = share.clamp(max=share.mean() * 1.05)  # better than nothing, no better than the frequencies
+    half = truth**0.25 / (truth**0.25).sum(-1, keepdim=True)
+    models = {
+        "no better than guessing": torch.full((n, n), 1 / n).double(),
+        "knows token frequencies": (flatter / flatter.sum()).expand(n, n),
+        "uses context": half,
+        "beats a general compressor": truth,
+    }
+    for words, p in models.items():
+        scores = score_documents(*chain(p.log()), documents, eot=15)
+        bits = intervals(scores, generator=device.generator("verdict"))["bits_per_byte"]
+        assert verdict(bits, ladder) == words, (bits, ladder)
+    assert verdict(Interval(1.0, math.nan, math.nan), ladder) == ""
+    assert "xz" not in references(documents[:60], n, texts=strings[:60])

@@ -7,6 +7,7 @@ Axes: N documents, B windows, T tokens of the longest, n scored targets, C model
 Next: calibration.py asks whether the model knows when it is right, choice.py gives it questions.
 """
 
+import lzma
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,11 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptcore import stats
 from gptcore.model import chunk_rows, embed, run_blocks, unembed
 from gptcore.ops import wide
+from gptcore.stats import Interval
 
 BATCH_TOKENS = {"cpu": 4096}  # a CPU works fastest out of its caches; elsewhere many more run at once
 LIMIT = 65_536
+MIN_UNITS = 10  # documents or blocks below which no interval is given: percentiles of so few draws mean nothing
+MIN_XZ = 65_536  # bytes below which a general compressor has not yet learned anything
 
 
 class Stopped(Exception):
@@ -110,6 +115,73 @@ def per_document(values, n_tokens) -> Tensor:
     values = values.double() if values.is_floating_point() else values.long()
     documents = torch.repeat_interleave(torch.arange(len(n_tokens)), n_tokens)
     return torch.zeros(len(n_tokens), dtype=values.dtype).index_add_(0, documents, values)
+
+
+# ------------------------------------------------------------------------------------------- what the numbers are worth
+
+
+def intervals(scores, *, generator, draws=1000) -> dict[str, Interval]:
+    """loss, perplexity, bits_per_byte and accuracy, each with its 95 % interval; bounds are nan below 10 units.
+
+    A percentile bootstrap over documents, because the tokens of one go up and down together: draws of whole documents,
+    the same ones for all four numbers.
+    """
+    units = torch.stack([column.double() for column in scores], dim=1)  # (N,4)
+    ratios = lambda sums: torch.stack(
+        [sums[..., 0] / sums[..., 1], sums[..., 0] / (math.log(2) * sums[..., 2]), sums[..., 3] / sums[..., 1]], dim=-1
+    )
+    bounds = torch.full((2, 3), torch.nan, dtype=torch.float64)
+    if len(units) >= MIN_UNITS:
+        bounds = stats.percentiles(ratios(stats.bootstrap_sums(units, draws=draws, generator=generator)))
+    loss, bits, accuracy = (Interval(*column) for column in torch.stack([ratios(units.sum(0)), *bounds]).T.tolist())
+    perplexity = Interval(*(math.exp(bound) for bound in loss))
+    return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "accuracy": accuracy}
+
+
+def blocks(measures, n_tokens, documents, token_bytes, size) -> Scores:
+    """Scores of blocks of at least `size` tokens (or whole documents), so that one long text has an interval too.
+
+    measures and n_tokens come from score_tokens on documents, sequences of ids; token_bytes (V,) are the bytes of ids.
+    """
+    pieces, targets = [], []
+    for tokens, n in zip(documents, n_tokens.tolist(), strict=True):
+        whole = max(1, n // size) if n else 0
+        pieces += [size] * (whole - 1) + [n - size * (whole - 1)] * (whole > 0)
+        targets.append(torch.as_tensor(tokens).long()[len(tokens) - n :])
+    sizes = torch.tensor(pieces, dtype=torch.long)
+    n_bytes = per_document(torch.as_tensor(token_bytes)[torch.cat(targets)], sizes)
+    return Scores(per_document(measures.nats, sizes), sizes, n_bytes, per_document(measures.correct, sizes))
+
+
+def references(documents, n_vocab, *, counts=None, texts=None) -> dict[str, float]:
+    """What the same text costs without a model, in bits per byte; documents are (ids, bytes of the text) pairs.
+
+    untrained: every id as likely. unigram: by how often each id came in training, counts (V,) and one more. xz: Lempel,
+    Ziv and Markov's compressor at its best on the texts, from 64 KiB on. What cannot be said is left out.
+    """
+    n_bytes = sum(size for _, size in documents)
+    ids = torch.cat([torch.as_tensor(tokens).long() for tokens, _ in documents])
+    found = {"untrained": math.log2(n_vocab) * len(ids) / n_bytes}
+    if counts is not None:
+        share = (torch.as_tensor(counts).double() + 1) / (torch.as_tensor(counts).sum() + n_vocab)
+        found["unigram"] = -share.log2()[ids].sum().item() / n_bytes
+    if texts is not None and n_bytes >= MIN_XZ:
+        found["xz"] = 8 * len(lzma.compress("".join(texts).encode("utf-8", "replace"), preset=9)) / n_bytes
+    return found
+
+
+def verdict(bits_per_byte, references) -> str:
+    """What a model has learned, in words, by the upper bound of its interval; "" without an interval."""
+    if math.isnan(bits_per_byte.high):
+        return ""
+    ladder = {
+        "untrained": "knows token frequencies",
+        "unigram": "uses context",
+        "xz": "beats a general compressor",
+    }
+    top = bits_per_byte.high * (1 + 1e-6)  # a model that knows nothing must not win by rounding
+    reached = [words for name, words in ladder.items() if top < references.get(name, -math.inf)]
+    return reached[-1] if reached else "no better than guessing"
 
 
 # ------------------------------------------------------------------------------------------------- what is measured
