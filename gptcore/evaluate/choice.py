@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gptcore.cache import init_cache, with_lengths
+from gptcore.cache import init_cache, select, with_lengths
 from gptcore.evaluate.perplexity import BATCH_TOKENS, LIMIT, likelihood, measured, together
-from gptcore.model import embed, positions_of, run_blocks
+from gptcore.model import residual
 
 
 class Item(NamedTuple):
@@ -289,22 +289,19 @@ def batches(stems, n_context, batch_tokens) -> Iterator[list[tuple[Row, list[Row
 
 def run(params, config, batch) -> Iterator[tuple[Tensor, list[Row]]]:
     """The residual stream (B,T,C) after the last block for the batch's stems, then for all their leaves."""
-    device = params["embed"]["w"].device
+    w = params["embed"]["w"]
     stems, leaves = [stem for stem, _ in batch], [leaf for _, some in batch for leaf in some]
-    tokens = padded([stem.ids for stem in stems]).to(device)
-    x = embed(params, config, tokens)
+    tokens = padded([stem.ids for stem in stems]).to(w.device)
     if not leaves:
-        yield run_blocks(params, config, x)[0], stems
+        yield residual(params, config, tokens)[0], stems
         return
-    more = padded([leaf.ids for leaf in leaves]).to(device)
+    more = padded([leaf.ids for leaf in leaves]).to(w.device)
     room = replace(config, n_context=tokens.shape[1] + more.shape[1])  # a cache no longer than it need be
-    x, cache = run_blocks(params, config, x, init_cache(room, len(stems), device=device, dtype=x.dtype))
+    x, cache = residual(params, config, tokens, init_cache(room, len(stems), device=w.device, dtype=w.dtype))
     yield x, stems
     cache = with_lengths(cache, [len(stem.ids) for stem in stems])
-    owner = torch.tensor([i for i, (_, some) in enumerate(batch) for _ in some], device=device)
-    every = lambda stores: tuple(store[owner] for store in stores)  # a copy each: continuations would share a tail
-    cache = cache._replace(k=every(cache.k), v=every(cache.v), length=cache.length[owner])
-    yield run_blocks(params, config, embed(params, config, more, positions_of(more, cache)), cache)[0], leaves
+    cache = select(cache, [i for i, (_, some) in enumerate(batch) for _ in some])  # a copy of its stem's for each leaf
+    yield residual(params, config, more, cache)[0], leaves
 
 
 def padded(rows) -> Tensor:

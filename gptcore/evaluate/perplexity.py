@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcore import stats
-from gptcore.model import chunk_rows, embed, run_blocks, unembed
+from gptcore.model import chunk_rows, residual, unembed
 from gptcore.ops import wide
 from gptcore.stats import Interval
 
@@ -252,7 +252,7 @@ def score_tokens(
     for index, targets, rows, tokens in batches(flat, lengths, window, stride, batch_tokens):
         if stop is not None and stop():
             raise Stopped
-        x, _ = run_blocks(params, config, embed(params, config, tokens.to(device)))
+        x, _ = residual(params, config, tokens.to(device))
         parts += measured(params, config, x.flatten(0, 1)[rows.to(device)], targets.to(device), measure)
         order.append(index)
     back = torch.cat(order).argsort()  # windows were sorted by length: put the text in order again
