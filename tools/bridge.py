@@ -18,7 +18,7 @@ def mirror(group) -> invoke.Collection:
 
 
 def _collection(group, path):
-    collection = invoke.Collection(*path[-1:], auto_dash_names=False)
+    collection = invoke.Collection(*path[-1:])
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             collection.add_collection(_collection(command, (*path, name)))
