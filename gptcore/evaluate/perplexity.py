@@ -90,10 +90,17 @@ def score_documents(
         raise ValueError("token_bytes: expected the bytes of each id, without which parts of documents have no length")
     if max_tokens is not None:
         documents = first_tokens(documents, max_tokens, token_bytes)
-    measured, n_tokens = score_tokens(params, config, [tokens for tokens, _ in documents], **ways)
-    unread = lambda tokens: int(token_bytes[int(tokens[0])]) if eot is None and len(tokens) else 0
-    n_bytes = torch.tensor([size - unread(tokens) for tokens, size in documents])
-    return Scores(per_document(measured.nats, n_tokens), n_tokens, n_bytes, per_document(measured.correct, n_tokens))
+    measures, n_tokens = score_tokens(params, config, [tokens for tokens, _ in documents], **ways)
+    return summed(measures, n_tokens, documents, token_bytes)
+
+
+def summed(measures, n_tokens, documents, token_bytes=None) -> Scores:
+    """What score_tokens measured, by document, (ids, bytes) pairs; bytes of ids that were not scored are left out."""
+    n_bytes = []
+    for (tokens, size), n in zip(documents, n_tokens.tolist(), strict=True):
+        n_bytes.append(size - sum(int(token_bytes[int(token)]) for token in tokens[: len(tokens) - n]))
+    nats, n_correct = per_document(measures.nats, n_tokens), per_document(measures.correct, n_tokens)
+    return Scores(nats, n_tokens, torch.tensor(n_bytes), n_correct)
 
 
 def first_tokens(documents, max_tokens, token_bytes) -> list[tuple]:
