@@ -7,10 +7,16 @@ ValueError for what the user got wrong, and returns its exit status, or None for
 
 import click
 
+from tools.compare import compare
 from tools.develop import lint, test
 from tools.doctor import doctor
+from tools.evaluate import evaluate
 from tools.generate import generate
+from tools.harness import harness
 from tools.runs import runs
+from tools.sampling_demo import sampling_demo
 from tools.train import train
 
-main = click.Group("gptcore", commands=[doctor, generate, lint, runs, test, train])
+main = click.Group(
+    "gptcore", commands=[compare, doctor, evaluate, generate, harness, lint, runs, sampling_demo, test, train]
+)

@@ -1,0 +1,51 @@
+"""invoke compare: which run is better on the same text, and whether that can be told from chance."""
+
+import click
+
+
+@click.command()
+@click.option(
+    "--run",
+    multiple=True,
+    required=True,
+    metavar="RUN",
+    help="A run, a step folder or a folder of runs; several times. One run alone: all its steps.",
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="SOURCE",
+    help="python-docs, or a file, folder, glob or - (default: what the first run has held out); several times.",
+)
+@click.option("--text-field", default="text", show_default=True, help="The field of .jsonl and .parquet with the text.")
+@click.option(
+    "--tokens", type=click.IntRange(min=1), default=1_000_000, show_default=True,
+    help="Whole documents up to so many tokens of the first run.",
+)  # fmt: skip
+@click.option(
+    "--margin", type=click.FloatRange(min=0, min_open=True), default=0.005, show_default=True,
+    help="Bits per byte that do not matter.",
+)  # fmt: skip
+@click.option(
+    "--choices",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help='Compare answers instead: {"ctx", "endings", "label"} a line.',
+)
+@click.option(
+    "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all cores).")
+def compare(**given):
+    """Rank runs or steps on the same documents, with paired intervals; say where no difference was shown."""
+    from rich.console import Console
+
+    from tools import ranking
+
+    console = Console(highlight=False)
+    if given["choices"]:
+        ranking.show_answers(given, console)
+    else:
+        ranking.show_ranking(given, console)
+    return 0

@@ -1,0 +1,402 @@
+"""What invoke evaluate does: read the text, score it, and say what the numbers are worth."""
+
+import hashlib
+import json
+import math
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from gptcore import checkpoint, data, device, stats, tokenizer, tree
+from gptcore.config import ModelConfig
+from gptcore.data import corpora, shards
+from gptcore.evaluate.calibration import calibration, certainty
+from gptcore.evaluate.choice import last_words, multiple_choice, read_items, read_words
+from gptcore.evaluate.perplexity import (
+    blocks,
+    detail,
+    first_tokens,
+    intervals,
+    likelihood,
+    references,
+    score_tokens,
+    summed,
+    verdict,
+    windows,
+)
+from gptcore.model import check_params
+
+N_WORST = 20  # tokens shown in context
+BANDS = ((20, "excellent"), (50, "good"), (100, "decent"), (math.inf, "needs work"))  # cl100k_base only
+
+
+@dataclass
+class Model:
+    """A step of a run that is ready to be measured."""
+
+    name: str
+    path: Path  # the step folder
+    run: dict  # run.json
+    state: dict  # state.json
+    params: dict
+    config: ModelConfig
+    tokenizer: object
+
+
+class Document(NamedTuple):
+    """A text and its ids."""
+
+    text: str
+    tokens: list[int]
+    n_bytes: int
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest()
+
+
+class Full(NamedTuple):
+    """Everything about a target: a measure for score_tokens."""
+
+    nats: Tensor
+    correct: Tensor
+    rank: Tensor
+    entropy: Tensor
+    confidence: Tensor
+    brier: Tensor
+
+
+def full(logits, targets) -> Full:
+    """logits (n,V), targets (n,) -> Full."""
+    sure = certainty(logits, targets)
+    return Full(*detail(logits, targets), sure.confidence, sure.brier)
+
+
+def load(run, given) -> Model:
+    """RUN's best step, or the step that it is, checked and on the device."""
+    if given["threads"]:
+        torch.set_num_threads(given["threads"])
+    place, path = device.pick(given["device"]), checkpoint.find_step(run)
+    folder = path.parent.parent
+    about = checkpoint.read_run(folder)
+    config, params = ModelConfig(**about["config"]), {"blocks": [], "head": {}} | checkpoint.load_params(path)
+    check_params(params, config)
+    params = tree.map(lambda leaf: leaf.to(place), params)
+    words = tokenizer.load(folder / "tokenizer.json")
+    return Model(f"{folder.name} {path.name}", path, about, checkpoint.read_state(path), params, config, words)
+
+
+def read_text(model, given) -> list[Document]:
+    """The text that --data names, or what the model's run has held out."""
+    words = model.tokenizer
+    if given["data"]:
+        corpus = corpora.open_corpus(given["data"], cache=given["cache"], text_field=given["text_field"])
+        texts = [text for _, text in corpus.documents()]
+        n_bytes = [len(text.encode("utf-8", "replace")) for text in texts]
+        return list(map(Document, texts, words.encode_batch(texts), n_bytes))
+    held_out = data.reopen(model.run["plan"], words, cache=given["cache"]).validation
+    return [Document(words.decode(tokens), list(tokens), size) for tokens, size in held_out]
+
+
+def train_text(model, given, n_tokens) -> list[Document]:
+    """The first documents of the training text, as many tokens as were held out."""
+    dataset = data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"])
+    folder, found = Path(given["cache"], dataset.plan["folder"]), []
+    for row in dataset.plan["groups"][0]:
+        for tokens, size in shards.whole_documents(shards.open_shard(folder, row)):
+            if n_tokens <= 0:
+                return found
+            found.append(Document(model.tokenizer.decode(tokens), tokens, size))
+            n_tokens -= len(tokens)
+    return found
+
+
+def cut(documents, n_tokens, words) -> list[Document]:
+    """The first n_tokens tokens; the last document ends where they do."""
+    kept = first_tokens(pairs(documents), n_tokens, words.n_bytes)
+    whole = documents[: len(kept)]
+    return [
+        document if len(tokens) == len(document.tokens) else Document(words.decode(tokens), tokens, size)
+        for document, (tokens, size) in zip(whole, kept, strict=True)
+    ]
+
+
+def score(model, documents, given, measure=likelihood):
+    """(measures of each target, targets a document, Scores by document) of documents as the options say."""
+    eot = model.tokenizer.eot if given["prefix"] == "eot" else None
+    ways = {"eot": eot, "window": given["window"], "stride": given["stride"], "measure": measure}
+    measures, n_tokens = score_tokens(model.params, model.config, [d.tokens for d in documents], **ways)
+    return measures, n_tokens, summed(measures, n_tokens, pairs(documents), model.tokenizer.n_bytes)
+
+
+def pairs(documents) -> list[tuple]:
+    """The documents as the library takes them."""
+    return [(document.tokens, document.n_bytes) for document in documents]
+
+
+# ------------------------------------------------------------------------------------------------------- perplexity
+
+
+def show_perplexity(model, given, console) -> None:
+    """Score the text and print what came out."""
+    documents = cut(read_text(model, given), given["tokens"], model.tokenizer)
+    texts = [document.text for document in documents]
+    measure = full if given["calibration"] or given["per_token"] else likelihood
+    began = time.perf_counter()
+    with console.status(Text(f"reading {sum(len(d.tokens) for d in documents):,} tokens")):
+        measures, n_tokens, scores = score(model, documents, given, measure)
+    seconds = time.perf_counter() - began
+    units, unit = scores, "documents"
+    if len(units.nats) < 10:
+        size = given["window"] or model.config.n_context
+        units = blocks(measures, n_tokens, [d.tokens for d in documents], model.tokenizer.n_bytes, size)
+        unit = f"blocks of {size} tokens or more"
+    found = intervals(units, generator=device.generator("evaluate"))
+    ladder = references(pairs(documents), model.config.n_vocab, counts=counts(model, given), texts=texts)
+    console.print(facts(model, given, documents, scores, seconds))
+    console.print(score_table(found))
+    for line in reading(model, scores, found, ladder, texts, len(units.nats), unit):
+        console.print(Text(line))
+    if given["train_gap"]:
+        console.print(gap_line(model, given, scores))
+    if given["calibration"]:
+        show_calibration(measures, n_tokens, console)
+    if given["per_token"]:
+        write_tokens(given["per_token"], model, documents, measures, n_tokens)
+        console.print(worst_table(model, documents, measures, n_tokens))
+    if given["json"]:
+        write_json(given["json"], model, documents, measures, n_tokens, found, ladder)
+
+
+def facts(model, given, documents, scores, seconds) -> Table:
+    """What was read, and how."""
+    n_context, n_scored = model.config.n_context, int(scores.n_tokens.sum())
+    window = given["window"] or n_context
+    stride = given["stride"] or window
+    prefix = 1 if given["prefix"] == "eot" else 0
+    seen = sum(
+        (first + end) * (end - first + 1) // 2 - begin * (end - first + 1)
+        for d in documents
+        for begin, end, first in windows(len(d.tokens) + prefix, window, stride)
+    )
+    n_all = sum(len(d.tokens) for d in documents)
+    after = "each after the end-of-text id" if prefix else "first tokens not scored"
+    source = ", ".join(given["data"]) or "what the run has held out"
+    table = Table(box=box.SIMPLE, title=Text(model.name, style="bold"), title_justify="left", show_header=False)
+    rows = {
+        "text": f"{source}: {len(documents):,} documents, {int(scores.n_bytes.sum()):,} bytes, {after}",
+        "scored": f"{n_scored:,} tokens, {100 * n_scored / n_all:.1f} % of the text",
+        "windows": f"{window} tokens, {stride} apart; a token saw {seen / n_scored:.0f} before it on average",
+        "speed": f"{n_scored / seconds:,.0f} tokens a second",
+    }
+    for name, value in rows.items():
+        table.add_row(Text(name, style="#2196f3"), Text(value))
+    return table
+
+
+def score_table(found) -> Table:
+    """The four numbers with their intervals."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "value", "95 % interval"):
+        table.add_column(column, justify="right" if column else "left")
+    names = {"loss": "loss (nats per token)", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
+    for name, interval in found.items():
+        bounds = "-" if math.isnan(interval.low) else f"{interval.low:.4g} to {interval.high:.4g}"
+        table.add_row(names.get(name, name), f"{interval.value:.4f}", bounds)
+    return table
+
+
+def reading(model, scores, found, ladder, texts, n_units, unit):
+    """What the numbers say, a line each."""
+    if math.isnan(found["loss"].low):
+        yield f"No intervals: {n_units} {unit} are too few, 10 are needed."
+    else:
+        yield f"Intervals: bootstrap over {n_units} {unit}."
+    yield f"As unsure as a choice among {scores.perplexity:,.1f} tokens; untrained, among {model.config.n_vocab:,}."
+    n_words = sum(len(re.split(r"\s+", text)) for text in texts)
+    yield f"Perplexity of a word: {math.exp(min(700, scores.nats.sum().item() / n_words)):,.4g}."
+    costs = ", ".join(f"{name} {bits:.3f}" for name, bits in ladder.items())
+    words = verdict(found["bits_per_byte"], ladder)
+    yield f"Bits per byte without a model: {costs}." + (f" The model {verb(words)}." if words else "")
+    if model.tokenizer.name == "cl100k_base":
+        yield f"Perplexity with this vocabulary: {next(word for top, word in BANDS if scores.perplexity < top)}."
+    if model.state.get("train_loss") is not None:
+        yield against_training(math.exp(model.state["train_loss"]), scores.perplexity)
+
+
+def verb(words) -> str:
+    """The verdict inside a sentence."""
+    return f"is {words}" if words.startswith("no ") else words
+
+
+def against_training(trained, measured) -> str:
+    """The perplexity logged in training beside this one."""
+    ratio = measured / trained
+    words = "overfitting" if ratio > 1.5 else "slightly higher, which is normal" if ratio > 1.1 else "similar"
+    return f"Training perplexity {trained:.4g}, here {measured:.4g} ({measured - trained:+.4g}): {words}."
+
+
+def counts(model, given):
+    """How often each id came in training; None where the run's text is not here."""
+    try:
+        dataset = data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"])
+    except (KeyError, ValueError):  # the verdict then does without token frequencies
+        return None
+    folder, total = Path(given["cache"], dataset.plan["folder"]), torch.zeros(model.config.n_vocab, dtype=torch.long)
+    for row in (row for group in dataset.plan["groups"] for row in group):
+        tokens = torch.from_numpy(shards.open_shard(folder, row).tokens[: row["n_tokens"]].astype("int64"))
+        total += torch.bincount(tokens, minlength=len(total))
+    return total
+
+
+def gap_line(model, given, scores) -> Text:
+    """Training text measured in the same way, and the difference."""
+    _, _, trained = score(model, train_text(model, given, int(scores.n_tokens.sum())), given)
+    found = intervals(trained, generator=device.generator("evaluate", "train"))["loss"]
+    bounds = "" if math.isnan(found.low) else f" ({found.low:.4f} to {found.high:.4f})"
+    return Text(f"Loss on training text {found.value:.4f}{bounds}; held out {scores.loss - found.value:+.4f}.")
+
+
+def show_calibration(measures, n_tokens, console) -> None:
+    """Is it right as often as it says?"""
+    generator = device.generator("evaluate", "calibration")
+    found = calibration(measures.confidence, measures.correct, measures.brier, n_tokens, generator=generator)
+    show_curve(found, console)
+
+
+def show_curve(found, console) -> None:
+    """The three numbers and the reliability curve, with bars."""
+    table = Table(box=box.SIMPLE_HEAD, title="Calibration", title_justify="left")
+    for column in ("said", "came true", "95 % interval", "forecasts", ""):
+        table.add_column(column, justify="right" if column else "left")
+    columns = (column.tolist() for column in found.curve)
+    for n, said, true, low, high in zip(*columns, strict=True):
+        bar = Text("█" * round(20 * min(said, true)), style="#2196f3")
+        bar.append("█" * (round(20 * max(said, true)) - len(bar)), style="#ff9800" if said > true else "#4caf50")
+        table.add_row(
+            f"{100 * said:.1f} %", f"{100 * true:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}", f"{n:,}", bar
+        )
+    console.print(table)
+    for name, interval in (
+        ("error", found.ece),
+        ("error, equal counts", found.ece_equal_count),
+        ("Brier", found.brier),
+    ):
+        bounds = "" if math.isnan(interval.low) else f" ({interval.low:.4f} to {interval.high:.4f})"
+        console.print(Text(f"{name} {interval.value:.4f}{bounds}"))
+    console.print(Text("Orange: said more than came true. Green: said less."), style="#666666")
+
+
+def rows_of(model, documents, measures, n_tokens):
+    """(document, index, id, its measures) of every target, in order."""
+    columns = zip(*(column.tolist() for column in measures), strict=True)
+    for place, (document, n) in enumerate(zip(documents, n_tokens.tolist(), strict=True)):
+        for index in range(len(document.tokens) - n, len(document.tokens)):
+            yield place, index, document.tokens[index], type(measures)(*next(columns))
+
+
+def write_tokens(path, model, documents, measures, n_tokens) -> None:
+    """A JSON line for each token: document, index, id, text, nll, rank, entropy."""
+    with open(path, "w", encoding="utf-8") as file:
+        for place, index, id, m in rows_of(model, documents, measures, n_tokens):
+            row = {"document": place, "index": index, "id": id, "text": model.tokenizer.decode([id])}
+            row |= {"nll": round(m.nats, 5), "rank": m.rank, "entropy": round(m.entropy, 5)}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def worst_table(model, documents, measures, n_tokens) -> Table:
+    """The tokens that surprised most, with what stood before them."""
+    table = Table(box=box.SIMPLE_HEAD, title="Most surprising", title_justify="left")
+    for column in ("nats", "rank", "before", "token"):
+        table.add_column(column, justify="right" if column != "token" else "left", no_wrap=True)
+    rows = sorted(rows_of(model, documents, measures, n_tokens), key=lambda row: -row[3].nats)[:N_WORST]
+    for place, index, id, m in rows:
+        before = model.tokenizer.decode(documents[place].tokens[max(0, index - 12) : index])
+        text = model.tokenizer.decode([id])
+        table.add_row(
+            f"{m.nats:.2f}", str(m.rank), Text(visible(before)[-40:]), Text(visible(text), style="bold #f44336")
+        )
+    return table
+
+
+def visible(text) -> str:
+    """A text on one line, with the spaces at its ends to be seen."""
+    text = text.replace("\n", "⏎").replace("\t", "⇥")
+    return re.sub(r"^ | $", "·", "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in text))
+
+
+def write_json(path, model, documents, measures, n_tokens, found, ladder) -> None:
+    """Every number: intervals, references, and nats by document and token."""
+    by_document = zip(documents, measures.nats.split(n_tokens.tolist()), strict=True)
+    content = {
+        "run": model.name,
+        "tokenizer": model.tokenizer.fingerprint,
+        **{name: plain(interval) for name, interval in found.items()},
+        "references": ladder,
+        "documents": [
+            {"sha256": d.sha256, "n_bytes": d.n_bytes, "nats": nats.double().sum().item(),
+             "token_nats": [round(value, 5) for value in nats.tolist()]}
+            for d, nats in by_document
+        ],
+    }  # fmt: skip
+    Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def plain(interval) -> dict:
+    """An interval as JSON, which knows no nan."""
+    return {name: None if math.isnan(value) else value for name, value in interval._asdict().items()}
+
+
+# --------------------------------------------------------------------------------------------------------- questions
+
+
+def lines_of(path) -> list[str]:
+    """The lines of a text file."""
+    return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+def show_choices(model, path, console) -> None:
+    """Multiple choice: four ways of being right, with Wilson intervals, and how honest the confidences are."""
+    items = named(path, read_items)
+    scores = multiple_choice(model.params, model.config, model.tokenizer, items)
+    table = Table(box=box.SIMPLE_HEAD, title=f"{model.name}: {len(items)} questions", title_justify="left")
+    for column in ("", "right", "95 % interval"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, right in scores.correct().items():
+        share = stats.wilson(int(right.sum()), len(items))
+        table.add_row(name, f"{100 * share.value:.1f} %", f"{100 * share.low:.1f} to {100 * share.high:.1f} %")
+    console.print(table)
+    chance = sum(1 / len(item.endings) for item in items) / len(items)
+    console.print(Text(f"Guessing: {100 * chance:.1f} %. Brier {scores.brier().mean().item():.4f}."))
+    ones, generator = torch.ones(len(items), dtype=torch.long), device.generator("evaluate", "choices")
+    right = scores.correct()["acc"]
+    show_curve(calibration(scores.confidence(), right, scores.brier(), ones, generator=generator), console)
+
+
+def show_words(model, path, console) -> None:
+    """Last words: the share that greedy decoding writes, and the perplexity of a word."""
+    pairs = named(path, read_words)
+    answers = last_words(model.params, model.config, model.tokenizer, pairs)
+    share = stats.wilson(int(answers.greedy.sum()), len(pairs))
+    console.print(Text(f"{model.name}: {len(pairs)} last words"))
+    bounds = f"{100 * share.low:.1f} to {100 * share.high:.1f} %"
+    console.print(Text(f"right {100 * share.value:.1f} % ({bounds}), perplexity of a word {answers.perplexity:,.4g}"))
+
+
+def named(path, read) -> list:
+    """What read makes of a file's lines; an error names the file, and so does nothing at all."""
+    try:
+        found = read(lines_of(path))
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from error
+    if not found:
+        raise ValueError(f"{path}: expected a JSON object a line, got none")
+    return found
