@@ -100,6 +100,11 @@ def test_requests_that_do_not_fit_are_refused(context, ending):
         continuations(PARAMS, CONFIG, [([1], [2]), (context, ending)])
 
 
+def test_no_questions_are_refused():
+    with pytest.raises(ValueError, match="items: expected at least one question, got none"):
+        multiple_choice(PARAMS, CONFIG, BYTE, [])
+
+
 # ------------------------------------------------------------------------------------------------------ text and ids
 
 

@@ -130,6 +130,8 @@ def test_other_documents_are_not_ranked():
     models = [model("a", spread(9)), model("b", spread(9), texts=(*TEXTS[:-1], "e" * 64))]
     with pytest.raises(ValueError, match=r"expected the same for every model, but document 119 is another text for a"):
         rank(models, generator=generator())
+    with pytest.raises(ValueError, match="models: expected at least one, got none"):
+        rank([], generator=generator())
 
 
 @pytest.mark.parametrize(("b", "c", "p"), [(18, 6, 0.0227), (6, 0, 0.03125), (5, 5, 1.0), (0, 0, 1.0)])

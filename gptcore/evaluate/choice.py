@@ -180,7 +180,12 @@ def encode_pairs(tokenizer, pairs) -> list[tuple[list[int], list[int]]]:
 
 
 def multiple_choice(params, config, tokenizer, items, **ways) -> ChoiceScores:
-    """Score every ending of every item (a list of Item); **ways as in continuations."""
+    """Score every ending of every item (a list of Item); **ways as in continuations.
+
+    Raises ValueError where there is no item.
+    """
+    if not items:
+        raise ValueError("items: expected at least one question, got none")
     pairs = [(item.context, ending) for item in items for ending in item.endings]
     alone = [("", ending) for _, ending in pairs]
     answers = continuations(params, config, encode_pairs(tokenizer, pairs + alone), **ways)

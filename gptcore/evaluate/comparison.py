@@ -92,8 +92,10 @@ def compare(pairs, *, generator, margin=MARGIN, draws=2000) -> list[Comparison]:
 def rank(models, *, generator, margin=MARGIN) -> list[Place]:
     """Models on the same documents by bits per byte, best first, each compared with the best.
 
-    Raises ValueError naming the first document that is not the same for all.
+    Raises ValueError for no model, and naming the first document that is not the same for all.
     """
+    if not models:
+        raise ValueError("models: expected at least one, got none")
     for other in models[1:]:
         if mismatch(models[0], other):
             raise ValueError(f"documents: expected the same for every model, but {mismatch(models[0], other)}")
