@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gptcore import tree
+from gptcore.config import ModelConfig
 
 VERSION = 1  # of this layout, in every state.json
 KEEP = 3  # saves that are not the end of an epoch: how many stay
@@ -67,13 +68,20 @@ def next_name(root, mode) -> str:
     return next(name for n in range(1, len(taken) + 2) if (name := f"{mode}-{n:03d}") not in taken)
 
 
+def check_new_name(root, name) -> None:
+    """Raise ValueError unless name is a plain one for a folder that root does not hold yet."""
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"run: expected a plain name for a new folder, got {name!r}")
+    if Path(root, name).exists():
+        raise ValueError(f"run: expected a new name, got {name}, which exists in {root}")
+
+
 def create_run(root, name, run, tokenizer) -> Path:
     """Make the folder root/name with run.json and tokenizer.json, complete or not at all; neither changes again.
 
     run is a dict of plain JSON, tokenizer anything with save(path). Raises ValueError if name is taken or not a name.
     """
-    if not name or Path(name).name != name or name.startswith("."):
-        raise ValueError(f"run: expected a plain name for a new folder, got {name!r}")
+    check_new_name(root, name)
     path = Path(root, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -84,7 +92,7 @@ def create_run(root, name, run, tokenizer) -> Path:
         (path / "checkpoints").mkdir()
         tokenizer.save(path / "tokenizer.json")
         _sync(path / "tokenizer.json")
-        _replace(path / "run.json", json.dumps(run, indent=1) + "\n")  # last: without it the folder is no run
+        write_whole(path / "run.json", json.dumps(run, indent=1) + "\n")  # last: without it the folder is no run
         _sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
@@ -95,6 +103,14 @@ def create_run(root, name, run, tokenizer) -> Path:
 def read_run(run_dir) -> dict[str, Any]:
     """What run.json says. Raises ValueError naming the file if it is missing or not JSON."""
     return _read_json(Path(run_dir) / "run.json")
+
+
+def read_config(run_dir) -> ModelConfig:
+    """The model that run.json describes. Raises ValueError naming the file if it describes none."""
+    try:
+        return ModelConfig(**read_run(run_dir)["config"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{Path(run_dir, 'run.json')}: expected the config of a model, got {error}") from None
 
 
 def sweep(run_dir) -> None:
@@ -119,21 +135,25 @@ def save_step(run_dir, step, *, params, optimizer, rng, state) -> Path:
     """Write a step so that it is whole or does not exist, and make it the run's latest; returns its folder.
 
     params is a tree; optimizer and rng are flat dicts of tensors; state is a dict of plain JSON, in which
-    epoch_end=True keeps the step for good. A step that is there and holds is not written again. Raises OSError with
-    the file's name when the disk refuses; earlier steps are untouched then.
+    epoch_end=True keeps the step for good. Of a step that is there and holds, only what is known about it is written
+    again. Raises OSError with the file's name when the disk refuses; earlier steps are untouched then.
     """
     run_dir = Path(run_dir)
     path = run_dir / "checkpoints" / step_name(step)
-    if not _holds(path):
-        about = {"version": str(VERSION), "config": json.dumps(read_run(run_dir).get("config"))}
+    head = {"version": VERSION, "step": step}
+    seal = lambda files: json.dumps(_sealed(head | state | head | {"files": files}), indent=1) + "\n"
+    if _holds(path):  # more may be known by now, a validation say: state.json alone is replaced, at once
+        text = seal(read_state(path)["files"])
+        if text != (path / "state.json").read_text(encoding="utf-8"):
+            write_whole(path / "state.json", text)
+    else:
+        about = {"version": VERSION, "config": read_run(run_dir).get("config")}
         with _whole(path) as folder:
             for part, leaves in zip(PARTS, (dict(tree.walk(params)), optimizer, rng), strict=True):
                 _write_tensors(folder / f"{part}.safetensors", leaves, about)
             paths = sorted(folder.iterdir())
             files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in paths}
-            head = {"version": VERSION, "step": step}
-            sealed = _sealed(head | state | head | {"files": files})
-            _write(folder / "state.json", json.dumps(sealed, indent=1) + "\n")
+            _write(folder / "state.json", seal(files))
     if (run_dir / "metrics.jsonl").exists():
         _sync(run_dir / "metrics.jsonl")
     mark(run_dir, "latest", step)
@@ -144,7 +164,7 @@ def mark(run_dir, word, step) -> None:
     """Let latest or best name this step."""
     if word not in ("latest", "best"):
         raise ValueError(f"mark: expected latest or best, got {word}")
-    _replace(Path(run_dir) / word, step_name(step) + "\n")
+    write_whole(Path(run_dir) / word, step_name(step) + "\n")
 
 
 def marked(run_dir, word) -> int | None:
@@ -211,8 +231,9 @@ class Saver:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.join()
+    def __exit__(self, kind, *_):
+        if kind is not KeyboardInterrupt:
+            self.join()
 
 
 # Loading a step
@@ -373,7 +394,8 @@ def _steps(run_dir):
 
 def append_metrics(run_dir, *rows) -> None:
     """Add rows, dicts of plain JSON, to metrics.jsonl. They reach the disk for certain with the next save_step."""
-    with open(Path(run_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
+    path = Path(run_dir) / "metrics.jsonl"
+    with _named(path), open(path, "a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -425,27 +447,35 @@ def _remove(folder):
     shutil.rmtree(gone)
 
 
-def _replace(path, text):
+def write_whole(path, text) -> None:
+    """Write a text file at once: whoever reads it finds the old text or the new one. Raises OSError with its name."""
     new = _unseen(path)
-    _write(new, text)
-    os.replace(new, path)
+    with _named(path):
+        _write(new, text)
+        os.replace(new, path)
     _sync_folder(path.parent)
 
 
 def _write(path, text):
+    with _named(path), open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _named(path):
+    """A full disk is told without the file's name: add it."""
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # a full disk is told without the file's name
+        yield
+    except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _write_tensors(path, tensors, about):
-    about = about | {"names": json.dumps(list(tensors))}  # safetensors sorts them, but sums depend on the order
-    try:
-        save_file({name: leaf.contiguous() for name, leaf in tensors.items()}, path, metadata=about)
+    about = about | {"names": list(tensors)}  # safetensors sorts them, but sums depend on the order
+    try:  # one entry, because safetensors writes several in a new order each time: equal runs, equal files
+        save_file({name: leaf.contiguous() for name, leaf in tensors.items()}, path, {"gptcore": json.dumps(about)})
     except SafetensorError as error:  # it carries the system's text, but neither its number nor the file's name
         raise OSError(errno.EIO, str(error), str(path)) from None
     _sync(path)
@@ -500,4 +530,4 @@ def _read_tensors(path, state):
     _check(path, state)
     with safe_open(path, framework="pt") as file:
         # a clone owns its memory; what safetensors hands out is the file itself, mapped
-        return {name: file.get_tensor(name).clone() for name in json.loads(file.metadata()["names"])}
+        return {name: file.get_tensor(name).clone() for name in json.loads(file.metadata()["gptcore"])["names"]}
