@@ -6,6 +6,8 @@ status: 2 for wrong input, 130 for Ctrl-C.
 """
 
 import inspect
+import warnings
+from contextlib import contextmanager
 
 import click
 import invoke
@@ -89,7 +91,8 @@ def describe(command, option) -> str:
 def run(command, argv, path):
     """Run a click command; what goes wrong leaves as invoke.Exit with one line and the exit status."""
     try:
-        status = command.main(argv, prog_name=f"invoke {path}", standalone_mode=False)
+        with explained():
+            status = command.main(argv, prog_name=f"invoke {path}", standalone_mode=False)
     except click.ClickException as error:
         raise invoke.Exit(one_line(path, error.format_message()), code=error.exit_code) from None
     except (click.Abort, KeyboardInterrupt):
@@ -102,6 +105,28 @@ def run(command, argv, path):
         raise invoke.Exit(one_line(path, f"{error.filename}: {error.strerror}"), code=2) from None
     if isinstance(status, int) and status:
         raise invoke.Exit(code=status)
+
+
+@contextmanager
+def explained():
+    """In place of torch's warning about hipBLASLt, harmless on every card that it names, one line; others as they come.
+
+    Without hipBLASLt for a card torch takes hipBLAS: no result, speed or setting of ours changes.
+    """
+    show, told = warnings.showwarning, []
+
+    def explain(message, *where, **more):
+        if "hipBLASLt on an unsupported architecture" not in str(message):
+            show(message, *where, **more)
+        elif not told:
+            told.append(message)
+            click.echo("this torch has no hipBLASLt for this card and uses hipBLAS: nothing else changes", err=True)
+
+    warnings.showwarning = explain
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def one_line(path, message) -> str:

@@ -64,10 +64,7 @@ def generate(**given):
     options = speaking.make_options(given, settings, model)
     prompts = list(given["prompt"])
     if given["prompts"]:
-        with open(given["prompts"], encoding="utf-8") as file:
-            prompts += [line.rstrip("\n") for line in file if line.strip()]
-        if not prompts:
-            raise ValueError(f"prompts: expected a prompt a line, got none in {given['prompts']}")
+        prompts += speaking.read_prompts(given["prompts"])
     if not prompts:
         return speaking.loop(model, options, given, console)
     if len(prompts) == 1:

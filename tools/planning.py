@@ -7,6 +7,7 @@ run is the same run and needs no second measurement.
 
 import importlib.metadata
 import platform
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -18,9 +19,11 @@ from gptcore import checkpoint, device, optim, tokenizer, tree
 from gptcore.config import ModelConfig, architecture, padded_vocab
 from gptcore.data import Dataset, prepare
 from gptcore.data import reopen as reopen_data
-from gptcore.model import init_params
+from gptcore.evaluate.perplexity import score_documents
+from gptcore.generate import GenerateOptions, generate
+from gptcore.model import check_params, count_params, init_params
 from gptcore.train import TrainOptions, TrainState, gradients_, init_state, measure
-from tools.modes import ACCUMULATION, MICRO_BATCH, MODES
+from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, PROMPTS
 from tools.tables import start_table
 from tools.view import duration
 
@@ -50,10 +53,11 @@ def begin(given, console) -> Job:
     """Read, draw, measure, freeze: a run folder that has everything but its first update."""
     mode = MODES[given["mode"]]
     pick = lambda name: mode[name] if given[name] is None else given[name]
+    refuse(given, pick)
     place = set_up(given, console)
     accumulation = given["accumulation_steps"] or ACCUMULATION
     dataset = read_text(given, mode, accumulation, console)
-    config = choose_config(given, pick, dataset)
+    config = choose_config(given, pick, dataset.tokenizer.n_vocab, dataset.n_context)
     params = tree.map(lambda leaf: leaf.to(place), init_params(config, device.generator(given["seed"], "init")))
     options = TrainOptions(
         n_steps=1, clip=given["clip"], seed=given["seed"], dtype="float32",
@@ -82,11 +86,16 @@ def begin(given, console) -> Job:
     n_pass = min(timing.options.n_pass, dataset.n_sequences)
     options = replace(timing.options, n_steps=n_steps, n_pass=n_pass)
     seconds = n_steps * timing.update_seconds(dataset.n_sequences)
+    ends = epoch_ends(n_steps, epochs)
+    n_scored = min(dataset.n_validation_tokens, max(dataset.n_context, pick("tokens_per_epoch") // 10))
+    if minutes:
+        n_scored = min(n_scored, affordable(dataset, params, config, 6 * minutes / len(ends)))
     run = {
         "version": 1, "mode": given["mode"], "config": asdict(config), "options": dump_options(options),
-        "seed": given["seed"], "plan": dataset.plan, "n_steps": n_steps, "epochs": epochs,
-        "epoch_ends": epoch_ends(n_steps, epochs), "minutes": minutes,
-        "accumulation_steps": accumulation, "estimated_seconds": round(seconds, 1), "arch": given["arch"],
+        "seed": given["seed"], "plan": dataset.plan, "n_steps": n_steps, "epochs": len(ends), "epoch_ends": ends,
+        "minutes": minutes, "accumulation_steps": accumulation, "estimated_seconds": round(seconds, 1),
+        "arch": given["arch"], "n_params": count_params(config), "n_train_tokens": dataset.n_train_tokens,
+        "n_windows": dataset.n_windows, "n_validation_tokens": n_scored,
         "tokenizer": {"name": dataset.tokenizer.name, "fingerprint": dataset.tokenizer.fingerprint},
         "machine": machine(place, options), "argv": sys.argv[1:],
     }  # fmt: skip
@@ -98,9 +107,19 @@ def begin(given, console) -> Job:
     job = Job(path, run, config, params, state, options, dataset, place, peak, save_every, given["debug"])
     console.print(start_table(job, compiling))
     long = " More than an hour: --mode quick is done in minutes." if seconds > 3600 else ""
-    console.print(f"About {duration(seconds)} of training, {n_steps:,} updates.{long}", highlight=False)
+    line = f"About {duration(seconds)} of training, {n_steps:,} updates.{long}"
+    console.print(line, highlight=False, soft_wrap=True)
     checkpoint.append_metrics(path, {"kind": "start", "step": 0, "time": time.time()})
     return job
+
+
+def refuse(given, pick) -> None:
+    """Raise ValueError for what can be seen to be wrong before anything is read or written."""
+    if given["steps"] and given["minutes"]:
+        raise ValueError("steps: expected --steps or --minutes, got both")
+    if given["run"] is not None:
+        checkpoint.check_new_name("runs", given["run"])
+    choose_config(given, pick, n_vocab=1, n_context=given["n_context"])
 
 
 def set_up(given, console):
@@ -109,7 +128,7 @@ def set_up(given, console):
     torch.set_num_threads(given["threads"] or torch.get_num_threads())
     if place.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    console.print(f"Device: {device.backend_name(place)}, {device.card_name(place)}", highlight=False, markup=False)
+    tell(console, f"Device: {device.backend_name(place)}, {device.card_name(place)}")
     return place
 
 
@@ -120,32 +139,60 @@ def read_text(given, mode, accumulation, console):
         "seed": given["seed"], "cache": given["cache"], "text_field": given["text_field"], "packing": given["packing"],
         "tokens_per_epoch": given["tokens_per_epoch"] or mode["tokens_per_epoch"],
     }  # fmt: skip
-    sources, name = list(given["data"]) or ["python-docs"], given["tokenizer"]
-    if name == "auto":
-        name = mode["tokenizer"]
-        try:
-            tokenizer.named(name) if not name.startswith("bpe:") else None
-        except ValueError as error:
-            console.print(f"{error}; using bpe:4096", markup=False, highlight=False)
-            name = "bpe:4096"
+    sources = list(given["data"]) or ["python-docs"]
+    words = choose_tokenizer(given["tokenizer"], mode, console)
     with console.status("Reading the text"):
-        dataset = prepare(sources, name, **ways)
+        dataset = prepare(sources, words, **ways)
     for note in dataset.notes:
-        console.print(note, markup=False, highlight=False)
+        tell(console, note)
     return dataset
 
 
-def choose_config(given, pick, dataset) -> ModelConfig:
+def choose_tokenizer(name, mode, console):
+    """What prepare is given: a tokenizer, or bpe:N, which only the text can make."""
+    automatic = name == "auto"
+    name = mode["tokenizer"] if automatic else name
+    if re.fullmatch(r"bpe:[0-9]+", name):
+        return name
+    try:
+        return tokenizer.named(name)
+    except ValueError as error:
+        if not automatic:
+            raise
+        tell(console, f"{error}; using bpe:4096")
+        return "bpe:4096"
+
+
+def choose_config(given, pick, n_vocab, n_context) -> ModelConfig:
     """The architecture by name, with the mode's sizes and whatever the command line overrides."""
     sizes = {name: pick(name) for name in ("n_layer", "d_model", "n_head")}
     ours = given["d_model"] in (None, MODES[given["mode"]]["d_model"])
     sizes["d_ff"] = given["d_ff"] or (MODES[given["mode"]]["d_ff"] if ours else 4 * sizes["d_model"])
     asked = {"n_kv_head": given["n_kv_head"], "position": given["position_encoding"], "dropout": given["dropout"]}
     sizes |= {name: value for name, value in asked.items() if value is not None}
-    n_vocab = dataset.tokenizer.n_vocab
-    return architecture(
-        given["arch"], n_vocab=n_vocab, n_vocab_padded=padded_vocab(n_vocab), n_context=dataset.n_context, **sizes
-    )
+    n_rows = padded_vocab(n_vocab)
+    return architecture(given["arch"], n_vocab=n_vocab, n_vocab_padded=n_rows, n_context=n_context, **sizes)
+
+
+def affordable(dataset, params, config, seconds) -> int:
+    """How many held-out tokens can be scored, beside writing the samples, in so many seconds; a sequence at least."""
+    words, n_tried = dataset.tokenizer, min(4096, dataset.n_validation_tokens)
+
+    def score():
+        score_documents(
+            params, config, dataset.validation, eot=words.eot, token_bytes=words.n_bytes, max_tokens=n_tried
+        )
+
+    def speak():  # a tenth of the samples
+        list(generate(params, config, [[words.eot]] * len(PROMPTS), GenerateOptions(max_new_tokens=10)))
+
+    score(), speak()  # once to warm up
+    began = time.perf_counter()
+    score()
+    scored = time.perf_counter()
+    speak()
+    left = seconds - 10 * (time.perf_counter() - scored)
+    return max(dataset.n_context, int(n_tried * left / (scored - began)))
 
 
 def epoch_ends(n_steps, epochs) -> tuple[int, ...]:
@@ -183,14 +230,11 @@ def calibrate(params, config, dataset, options, given, epochs, minutes, accumula
     began = time.perf_counter()
     for attention in ways:
         compiled = replace(best.options, compiled=True, attention=attention)
-        try:
-            with console.status(f"Compiling the update ({attention} attention)"):
-                check_compiled(params, config, batch, compiled)
-                timings.append(measure(params, config, batch, compiled, seconds=3.0))
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
-            console.print(f"torch.compile failed, training goes on in eager mode: {reason}", markup=False)
-            return best, f"no: {reason}"
+        with console.status(f"Compiling the update ({attention} attention)"):
+            if fault := compile_fault(params, config, batch, compiled):
+                tell(console, f"torch.compile cannot be used, training is eager: {fault}")
+                return best, "no: it cannot be used here"
+            timings.append(measure(params, config, batch, compiled, seconds=3.0))
     best = min(timings, key=lambda timing: timing.pass_seconds)
     took = f"{time.perf_counter() - began:.0f} s of trying"
     return (
@@ -201,13 +245,19 @@ def calibrate(params, config, dataset, options, given, epochs, minutes, accumula
     )
 
 
-def check_compiled(params, config, batch, options) -> None:
-    """Raise ValueError when the compiled loss is not the eager one: 2 % in bfloat16, 1e-4 in float32."""
+def compile_fault(params, config, batch, options) -> str:
+    """Why a compiled update cannot be used, in one line: it fails, or its loss is not the eager one within 2 % in
+    bfloat16 and 1e-4 in float32. Empty if it can.
+    """
     copy = tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), params)
-    losses = [gradients_(copy, config, batch, 0, replace(options, compiled=c)).item() for c in (True, False)]
+    loss = lambda compiled: gradients_(copy, config, batch, 0, replace(options, compiled=compiled)).item()
+    try:
+        compiled, eager = loss(True), loss(False)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        return next(filter(None, str(error).splitlines()), type(error).__name__)
     tolerance = 0.02 if options.dtype == "bfloat16" else 1e-4
-    if not abs(losses[0] - losses[1]) <= tolerance * abs(losses[1]):
-        raise ValueError(f"compile: expected the eager loss {losses[1]:.5f}, got {losses[0]:.5f}; use --compile off")
+    same = abs(compiled - eager) <= tolerance * abs(eager)
+    return "" if same else f"expected the eager loss {eager:.5f}, got {compiled:.5f}"
 
 
 def gemm_peak(place, options) -> float:
@@ -244,6 +294,11 @@ def load_options(given) -> TrainOptions:
     return TrainOptions(**given | {"optimizer": optim.Options(**moved)})
 
 
+def tell(console, line) -> None:
+    """A line of plain text, however narrow the terminal is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 # ---------------------------------------------------------------------------------------------------- an earlier run
 
 
@@ -255,25 +310,30 @@ def reopen(given, chosen, console) -> Job:
         raise ValueError(f"resume: expected no {names}, which run.json has fixed; start a new run to change it")
     step_dir, damaged = checkpoint.find_resumable(given["resume"] or None)
     path = step_dir.parent.parent
-    for line in damaged:
-        console.print(f"{line}; using {step_dir.name}", markup=False, highlight=False)
     run, step = checkpoint.read_run(path), checkpoint.load_step(step_dir)
+    config, at = checkpoint.read_config(path), step.state["step"]
+    check_params(step.params, config)
+    if at >= run["n_steps"] and step.state.get("sampled_at") == at:
+        raise ValueError(f"resume: expected a run that is not finished, got {path.name} at update {at:,}, its last")
+    for line in damaged:
+        tell(console, f"{line}; using {step_dir.name}")
     place = set_up(given, console)
     options = load_options(run["options"])
     if given["compile_"] != "auto":
         options = replace(options, compiled=given["compile_"] == "on")
     dataset = reopen_data(run["plan"], tokenizer.load(path / "tokenizer.json"), cache=given["cache"])
-    config = ModelConfig(**run["config"])
     params = tree.map(lambda leaf: leaf.to(place), step.params)
+    if options.compiled:
+        batch = tuple(part[: options.n_pass] for part in dataset.batch(0))
+        if fault := compile_fault(params, config, batch, options):
+            tell(console, f"torch.compile cannot be used, training is eager: {fault}")
+            options = replace(options, compiled=False)
     state = init_state(params, config, options)
     optim.load_state_(state.optimizer, step.optimizer)
-    state.step = step.state["step"]
-    for name, was in run["machine"].items():
-        now = machine(place, options)[name]
-        if now != was:
-            console.print(f"{name} was {was} and is {now}: the rest may differ in its last bits", markup=False)
-    if state.step >= options.n_steps:
-        raise ValueError(f"resume: expected a run that is not finished, got {path.name} at update {state.step:,}")
+    state.step = at
+    for name, now in machine(place, options).items():
+        if now != run["machine"][name]:
+            tell(console, f"{name} was {run['machine'][name]} and is {now}: the rest may differ in its last bits")
     checkpoint.sweep(path)
     checkpoint.append_metrics(path, {"kind": "resume", "step": state.step, "time": time.time()})
     console.print(f"Going on with {path.name} at update {state.step:,} of {options.n_steps:,}.", highlight=False)

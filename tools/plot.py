@@ -20,10 +20,7 @@ def write_loss_plot(run_dir) -> None:
         for row in rows
         if row["kind"] == "validation" and row["step"] in tokens_at
     ]
-    svg = loss_svg(Path(run_dir).name, train, held_out)
-    new = Path(run_dir) / ".tmp-loss.svg"
-    new.write_text(svg, encoding="utf-8")
-    new.replace(Path(run_dir) / "loss.svg")
+    checkpoint.write_whole(Path(run_dir) / "loss.svg", loss_svg(Path(run_dir).name, train, held_out))
 
 
 def loss_svg(name, train, held_out) -> str:

@@ -43,7 +43,7 @@ def load(given, console) -> Model:
     place = device.pick(given["device"])
     step_dir = checkpoint.find_step(given["run"])
     run_dir = step_dir.parent.parent
-    config = ModelConfig(**checkpoint.read_run(run_dir)["config"])
+    config = checkpoint.read_config(run_dir)
     params = checkpoint.load_params(step_dir)
     check_params(params, config)
     if given["n_context"]:
@@ -83,6 +83,18 @@ def preset_table(presets):
         numbers = [off(s.top_k, 0), off(s.top_p, 1), f"{s.temperature:g}", off(s.min_p, 0)]
         table.add_row(name, *(numbers if drawn else ["-", "-", "0 (most likely)", "-"]))
     return table
+
+
+def read_prompts(path) -> list[str]:
+    """The lines of a UTF-8 file that are not blank. Raises ValueError for another file, or one of blank lines."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            prompts = [line.rstrip("\n") for line in file if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"prompts: expected UTF-8 text, got a binary file or another encoding in {path}") from None
+    if not prompts:
+        raise ValueError(f"prompts: expected a prompt a line, got none in {path}")
+    return prompts
 
 
 def encode(model, prompt) -> list[int]:

@@ -7,9 +7,9 @@ from rich import box
 from rich.table import Table
 
 from gptcore import checkpoint
-from gptcore.model import count_params, param_spec
+from gptcore.model import param_spec
 from gptcore.train import look
-from tools.view import fact_table, panel, perplexity
+from tools.view import duration, fact_table, panel, perplexity
 
 
 def start_table(job, compiling):
@@ -31,11 +31,12 @@ def start_table(job, compiling):
         f"{job.path}",
         {
             "data": about["corpus"],
-            "training": f"{data.n_train_tokens:,} tokens, {data.n_windows:,} sequences of {data.n_context}",
-            "validation": f"{len(data.validation):,} documents, {data.n_validation_tokens:,} tokens",
+            "training": f"{run['n_train_tokens']:,} tokens, {run['n_windows']:,} sequences of {data.n_context}",
+            "validation": f"{run['n_validation_tokens']:,} tokens of {data.n_validation_tokens:,} held out",
+            "shards": data.plan["folder"],
             "licence": about["licence"],
             "tokenizer": f"{data.tokenizer.name}, {data.tokenizer.n_vocab:,} ids",
-            "model": f"{run['arch']}, {count_params(config):,} parameters",
+            "model": f"{run['arch']}, {run['n_params']:,} parameters",
             "sizes": f"{config.n_layer} blocks, width {config.d_model}, MLP {config.d_ff}, heads {heads}",
             "positions": f"{config.position}, dropout {config.dropout:g}",
             "update": f"{update_tokens:,} tokens, accumulation {run['accumulation_steps']}",
@@ -65,15 +66,20 @@ def site_table(job):
 
 def final_panel(job, reason):
     """What came out, and the commands that use it."""
-    known, name = job.known, job.path.name
-    lines = [f"{job.path} at update {job.state.step:,} of {job.options.n_steps:,}"]
+    known, name, ends = job.known, job.path.name, job.run["epoch_ends"]
+    worked = [row for row in checkpoint.read_metrics(job.path) if row["kind"] in ("train", "validation")]
+    done = sum(job.state.step >= end for end in ends)
+    lines = [
+        f"{job.path} at update {job.state.step:,} of {job.options.n_steps:,}",
+        f"{duration(sum(row['seconds'] for row in worked))}, {done} of {len(ends)} epochs",
+    ]
     if "train_loss" in known:
         lines += [f"train loss {known['train_loss']:.4f}, perplexity {perplexity(known['train_loss'])}"]
     if "validation_loss" in known:
         bits = f"{known['bits_per_byte']:.3f} bits per byte"
         loss = known["validation_loss"]
         lines += [f"validation loss {loss:.4f}, perplexity {perplexity(loss)}, {bits}"]
-        lines += [f"best step {checkpoint.marked(job.path, 'best'):,}"]
+        lines += [f"best step {checkpoint.marked(job.path, 'best')}"]
     if job.device.type == "cuda":
         lines += [f"peak GPU memory {torch.cuda.max_memory_allocated(job.device) / 1e9:.2f} GB"]
     if reason == "end":

@@ -5,6 +5,8 @@ after update. What a run is made of stands in run.json before its first update a
 is the same run.
 """
 
+import math
+
 import click
 
 from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, N_CONTEXT
@@ -12,6 +14,17 @@ from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, N_CONTEXT
 ARCHITECTURES = ("gpt2", "alibi", "llama", "qwen3", "phi", "neox", "seed")
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi")
 POSITIVE = click.IntRange(min=1)
+
+
+class Number(click.FloatRange):
+    """A range of finite numbers: nan is in every range of click's, because no comparison with it is true."""
+
+    def convert(self, value, param, ctx):
+        """The number, or click's error."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {number}", param, ctx)
+        return number
 
 
 @click.command()
@@ -49,8 +62,8 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--n-kv-head", type=POSITIVE, help="Heads of keys and values; fewer than --n-head are shared.")
 @click.option("--d-ff", type=POSITIVE, help="Width of the MLP.")
 @click.option("--n-context", type=POSITIVE, default=N_CONTEXT, show_default=True, help="Tokens a sequence.")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Overrides the architecture's dropout.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train for about so long (quick: 5).")
+@click.option("--dropout", type=Number(0, 1, max_open=True), help="Overrides the architecture's dropout.")
+@click.option("--minutes", type=Number(min=0, min_open=True), help="Train for about so long (quick: 5).")
 @click.option("--steps", type=POSITIVE, help="Train for exactly so many updates.")
 @click.option("--epochs", type=POSITIVE, help="Parts of the run, each with a validation at its end.")
 @click.option(
@@ -60,13 +73,13 @@ POSITIVE = click.IntRange(min=1)
     "--accumulation-steps", type=POSITIVE, help=f"Updates of so many times {MICRO_BATCH:,} tokens ({ACCUMULATION})."
 )
 @click.option("--optimizer", type=click.Choice(["adamw", "muon"]), help="What moves the weights.")
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="AdamW's peak rate.")
-@click.option("--muon-lr", type=click.FloatRange(min=0, min_open=True), help="Muon's peak rate.")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="On matrices, not on biases and norms.")
+@click.option("--lr", type=Number(min=0, min_open=True), help="AdamW's peak rate.")
+@click.option("--muon-lr", type=Number(min=0, min_open=True), help="Muon's peak rate.")
+@click.option("--weight-decay", type=Number(min=0), help="On matrices, not on biases and norms.")
 @click.option("--schedule", type=click.Choice(["cosine", "wsd"]), help="How the rate falls.")
 @click.option(
     "--clip",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="Largest norm of an update's gradient.",

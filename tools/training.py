@@ -25,7 +25,8 @@ def work(job, console) -> int:
         console.print(site_table(job))
     with signals() as asked, checkpoint.Saver(job.path) as saver, View(console, job.run, job.state.step) as view:
         follow(job, saver, view, stop=lambda: bool(asked))
-        reason = asked[0] if asked else "end"
+        ended = job.state.step == job.options.n_steps and not epoch_is_open(job)
+        reason = asked[0] if asked and not ended else "end"
         checkpoint.append_metrics(job.path, {"kind": "stop", "step": job.state.step, "reason": reason})
     write_loss_plot(job.path)
     console.print(final_panel(job, reason))
@@ -35,7 +36,7 @@ def work(job, console) -> int:
 def follow(job, saver, view, stop) -> None:
     """Updates, and at an epoch's end validation, save and samples. The run is whole at every record."""
     try:
-        if epoch_is_open(job):  # stopped between an epoch's last update and its validation
+        if epoch_is_open(job):  # stopped between an epoch's last update and its samples
             end_epoch(job, saver, view, stop)
         flops = flops_per_token(job.config, job.dataset.n_context)
         for record in train(job.params, job.config, job.dataset.batch, job.state, job.options, stop=stop):
@@ -48,29 +49,34 @@ def follow(job, saver, view, stop) -> None:
             elif job.state.step % job.save_every == 0:
                 save(job, saver)
         save(job, saver)
-    except Stopped:  # in the middle of a validation, which the resumed run will do
+    except Stopped:  # in the middle of a validation or of samples, which the resumed run will make
         save(job, saver)
-    except NotFinite as error:
+    except (NotFinite, MemoryError) as error:
         checkpoint.append_metrics(job.path, {"kind": "stop", "step": job.state.step, "reason": str(error)})
-        raise ValueError(f"training stopped, {error}; {job.path} keeps the last good step") from None
+        hint = "; --device cpu may show whether MPS is to blame" if job.device.type == "mps" else ""
+        raise ValueError(f"training stopped, {error}; {job.path} keeps the last good step{hint}") from None
 
 
 def end_epoch(job, saver, view, stop) -> None:
-    """Validation, a save that stays, samples and the plot."""
-    record = {"kind": "validation", "step": job.state.step, "epoch": epoch_of(job), **validation(job, stop)}
-    best = record["loss"] < job.known.get("best_loss", float("inf"))
-    job.known |= {"validation_loss": record["loss"], "bits_per_byte": record["bits_per_byte"]}
-    job.known |= {"validated_at": job.state.step} | ({"best_loss": record["loss"]} if best else {})
-    tell(job, view, record)
-    save(job, saver, best=best)
+    """Validation, a save that stays, samples and the plot: what a stop left out, the resumed run begins with."""
+    step = job.state.step
+    if job.known.get("validated_at") != step:
+        record = {"kind": "validation", "step": step, "epoch": epoch_of(job), **validation(job, stop)}
+        best = record["loss"] < job.known.get("best_loss", float("inf"))
+        job.known |= {"validation_loss": record["loss"], "bits_per_byte": record["bits_per_byte"]}
+        job.known |= {"validated_at": step} | ({"best_loss": record["loss"]} if best else {})
+        tell(job, view, record)
+        save(job, saver, best=best)
     for prompt, text in samples(job, stop):
-        tell(job, view, {"kind": "sample", "step": job.state.step, "prompt": prompt, "text": text})
+        tell(job, view, {"kind": "sample", "step": step, "prompt": prompt, "text": text})
+    write_samples(job.path)
     write_loss_plot(job.path)
+    job.known |= {"sampled_at": step}
 
 
 def epoch_is_open(job) -> bool:
-    """Has an epoch's last update been made, but not its validation?"""
-    return job.state.step in job.run["epoch_ends"] and job.known.get("validated_at") != job.state.step
+    """Has an epoch's last update been made, but not its validation and samples?"""
+    return job.state.step in job.run["epoch_ends"] and job.known.get("sampled_at") != job.state.step
 
 
 def epoch_of(job) -> int:
@@ -81,10 +87,14 @@ def epoch_of(job) -> int:
 def tell(job, view, record) -> None:
     """Write a record down, then show it."""
     checkpoint.append_metrics(job.path, record)
-    if record["kind"] == "sample":
-        with open(job.path / "samples.md", "a", encoding="utf-8") as file:
-            file.write(f"## update {record['step']:,}: {record['prompt']}\n\n{record['text']}\n\n")
     view.update(record)
+
+
+def write_samples(run_dir) -> None:
+    """samples.md from the run's metrics, in which no text is twice, however often the run was resumed."""
+    rows = [row for row in checkpoint.read_metrics(run_dir) if row["kind"] == "sample"]
+    texts = (f"## update {row['step']:,}: {row['prompt']}\n\n{row['text']}\n" for row in rows)
+    checkpoint.write_whole(run_dir / "samples.md", "\n".join(texts))
 
 
 def save(job, saver, best=False) -> None:
@@ -101,7 +111,7 @@ def validation(job, stop) -> dict:
     began = time.perf_counter()
     scores = score_documents(
         job.params, job.config, job.dataset.validation, eot=job.dataset.tokenizer.eot,
-        token_bytes=job.dataset.tokenizer.n_bytes, stop=stop,
+        token_bytes=job.dataset.tokenizer.n_bytes, max_tokens=job.run["n_validation_tokens"], stop=stop,
     )  # fmt: skip
     return {
         "loss": scores.loss, "perplexity": scores.perplexity, "bits_per_byte": scores.bits_per_byte,
@@ -121,7 +131,7 @@ def samples(job, stop):
         for row, token in zip(rows, step.tokens, strict=True):
             row += [token] if token >= 0 and token not in options.stop else []
         if stop():
-            return
+            raise Stopped
     for prompt, row in zip(PROMPTS, rows, strict=True):
         yield prompt, decode(row)
 

@@ -224,8 +224,9 @@ def _survey_(corpus, folder):
     """The survey of the corpus, kept in its folder: while the files stay as they are, they are not read again."""
     path = folder / "survey.json"
     if not path.is_file():
+        survey = shards.survey(corpus.documents())  # first: text that cannot be read leaves no folder
         folder.mkdir(parents=True, exist_ok=True)
-        shards.publish_(path, json.dumps(shards.survey(corpus.documents())._asdict()).encode())
+        shards.publish_(path, json.dumps(survey._asdict()).encode())
     return shards.Survey(**json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -47,7 +47,7 @@ class Scores(NamedTuple):
     @property
     def perplexity(self) -> float:
         """exp(loss): as unsure as a choice among so many tokens. Compares models with the same tokenizer only."""
-        return math.exp(self.loss)
+        return math.exp(self.loss) if self.loss < 709 else math.inf  # beyond e^709 there are no floats
 
     @property
     def bits_per_byte(self) -> float:
