@@ -1,5 +1,11 @@
 """Invoke's entry: every click command of tools/cli.py is a task. `invoke --list` shows them."""
 
+import os
+
+# Before torch loads OpenMP: threads that wait soon sleep. Where others compute too, threads that spin take the time
+# from those that work, and training becomes several times slower; on a quiet machine it makes next to no difference.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
 from invoke.main import program
 
 from tools.bridge import mirror, refuse_with_2

@@ -2,9 +2,9 @@
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch: small tensors are faster on one thread, children inherit it
+# Before torch: small tensors are faster on one thread, threads that wait soon sleep, and children inherit both.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import importlib.util
 import socket

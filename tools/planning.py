@@ -23,7 +23,7 @@ from gptcore.evaluate.perplexity import score_documents
 from gptcore.generate import GenerateOptions, generate
 from gptcore.model import check_params, count_params, init_params
 from gptcore.train import TrainOptions, TrainState, gradients_, init_state, measure
-from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, PROMPTS
+from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, PROMPTS, RATES
 from tools.tables import start_table
 from tools.view import duration
 
@@ -59,29 +59,15 @@ def begin(given, console) -> Job:
     dataset = read_text(given, mode, accumulation, console)
     config = choose_config(given, pick, dataset.tokenizer.n_vocab, dataset.n_context)
     params = tree.map(lambda leaf: leaf.to(place), init_params(config, device.generator(given["seed"], "init")))
-    options = TrainOptions(
-        n_steps=1, clip=given["clip"], seed=given["seed"], dtype="float32",
-        schedule=given["schedule"] or mode.get("schedule", "cosine"),
-        floor=mode.get("floor", 0.1),
-        optimizer=optim.Options(
-            kind=given["optimizer"] or mode.get("optimizer", "adamw"),
-            lr=given["lr"] or mode.get("lr", 3e-4),
-            muon_lr=given["muon_lr"] or mode.get("muon_lr", 0.02),
-            weight_decay=0.01 if given["weight_decay"] is None else given["weight_decay"],
-        ),
+    options = choose_options(given, mode)
+    length = Length(
+        epochs=pick("epochs"), minutes=None if given["steps"] else pick("minutes"), steps=given["steps"],
+        n_windows=dataset.n_windows, n_micro=max(1, MICRO_BATCH // dataset.n_context), accumulation=accumulation,
+        least_updates=0 if given["accumulation_steps"] or given["steps"] else mode["least_updates"],
     )  # fmt: skip
-    epochs, minutes = pick("epochs"), None if given["steps"] else pick("minutes")
-    n_micro = max(1, MICRO_BATCH // dataset.n_context)  # sequences of a micro-batch
-    timing, compiling = calibrate(params, config, dataset, options, given, epochs, minutes, accumulation, console)
-    least = 0 if given["accumulation_steps"] or given["steps"] else mode["least_updates"]
-    while True:
-        at_most = max(1, epochs * dataset.n_windows // (n_micro * accumulation))
-        n_steps = given["steps"] or at_most
-        if minutes:
-            n_steps = max(1, min(at_most, int(0.9 * 60 * minutes / timing.update_seconds(n_micro * accumulation))))
-        if n_steps >= least or accumulation == 1:
-            break
-        accumulation //= 2
+    timing, compiling = calibrate(params, config, dataset, options, given, length, console)
+    accumulation, n_steps = length.fit(timing)
+    epochs, minutes, n_micro = length.epochs, length.minutes, length.n_micro
     dataset = dataset.with_sequences(n_micro * accumulation)
     n_pass = min(timing.options.n_pass, dataset.n_sequences)
     options = replace(timing.options, n_steps=n_steps, n_pass=n_pass)
@@ -200,49 +186,84 @@ def epoch_ends(n_steps, epochs) -> tuple[int, ...]:
     return tuple(sorted({max(1, round((epoch + 1) * n_steps / epochs)) for epoch in range(epochs)}))
 
 
-def calibrate(params, config, dataset, options, given, epochs, minutes, accumulation, console):
+def choose_options(given, mode) -> TrainOptions:
+    """What moves the weights: the mode's choices, and whatever the command line overrides. The length comes later."""
+    kind = given["optimizer"] or mode.get("optimizer", "adamw")
+    asked = {"lr": given["lr"], "muon_lr": given["muon_lr"], "weight_decay": given["weight_decay"]}
+    rates = {"lr": RATES[kind]} | {name: value for name, value in asked.items() if value is not None}
+    schedule = given["schedule"] or mode.get("schedule", "cosine")
+    optimizer = optim.Options(kind=kind, **rates)
+    return TrainOptions(n_steps=1, clip=given["clip"], seed=given["seed"], schedule=schedule, optimizer=optimizer)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run was asked to be."""
+
+    epochs: int
+    minutes: float | None
+    steps: int | None
+    n_windows: int  # sequences of an epoch
+    n_micro: int  # sequences of a micro-batch
+    accumulation: int  # micro-batches an update, at most
+    least_updates: int  # below which an update takes fewer micro-batches
+
+    def fit(self, timing) -> tuple[int, int]:
+        """(micro-batches an update, number of updates) on a machine of that speed."""
+        accumulation = self.accumulation
+        while True:
+            n_sequences = self.n_micro * accumulation
+            n_steps = self.steps or max(1, self.epochs * self.n_windows // n_sequences)
+            if self.minutes:
+                fitting = int(0.9 * 60 * self.minutes / timing.update_seconds(n_sequences))
+                n_steps = max(1, min(n_steps, fitting))
+            if n_steps >= self.least_updates or accumulation == 1:
+                return accumulation, n_steps
+            accumulation //= 2
+
+
+def calibrate(params, config, dataset, options, given, length, console):
     """Measure this machine on copies of the weights -> (the timing of the way to train, a line on compiling).
 
-    Chosen here: the number format, compiled or not, and on a CPU with short sequences the explicit attention, which a
-    compiled graph may fuse better than the kernel for long ones. Nothing that was measured leaves a trace.
+    Chosen here: the number format, sequences a pass, compiled or not, and on a CPU with short sequences the explicit
+    attention, which a compiled graph may fuse better than the kernel for long ones. What was measured leaves no trace.
     """
     place = params["embed"]["w"].device
-    pass_tokens = 4096 if place.type == "cpu" else 16_384
-    n_pass = max(1, min(pass_tokens // dataset.n_context, dataset.n_sequences))
-    batch = tuple(part[:n_pass] for part in dataset.batch(0))
-    candidates = {"auto": ["float32"], "float32": ["float32"], "bfloat16": ["bfloat16"]}[given["dtype"]]
-    if given["dtype"] == "auto" and device.multiplies_bfloat16(place):
-        candidates = ["bfloat16"] if place.type == "cuda" else ["bfloat16", "float32"]
+    most = max(1, (4096 if place.type == "cpu" else 16_384) // dataset.n_context)  # sequences that keep the cores busy
+    formats = [given["dtype"]]
+    if given["dtype"] == "auto":
+        formats = ["bfloat16"] if device.multiplies_bfloat16(place) else ["float32"]
+        formats += ["float32"] if formats == ["bfloat16"] and place.type == "cpu" else []
+
+    def timed(seconds, **ways):
+        return measure(
+            params, config, dataset.sequences(range(ways["n_pass"])), replace(options, **ways), seconds=seconds
+        )
+
+    n_pass = min(most, length.n_micro * length.accumulation)
     with console.status("Measuring this machine"):
-        timings = [
-            measure(params, config, batch, replace(options, n_pass=n_pass, dtype=d), seconds=1.5) for d in candidates
-        ]
-    best = min(timings, key=lambda timing: timing.pass_seconds)
-    planned = 60 * minutes if minutes else (
-        (given["steps"] or epochs * dataset.n_windows // dataset.n_sequences) * best.update_seconds(dataset.n_sequences)
-    )  # fmt: skip
-    wanted = given["compile_"] == "on" or (
-        given["compile_"] == "auto" and planned >= COMPILE_PAYS and place.type in ("cpu", "cuda")
-    )
-    if not wanted:
-        return best, "no: " + ("--compile off" if given["compile_"] == "off" else "the run is too short to pay for it")
-    ways = ["explicit", "fused"] if place.type == "cpu" and dataset.n_context <= 512 else ["fused"]
-    began = time.perf_counter()
-    for attention in ways:
-        compiled = replace(best.options, compiled=True, attention=attention)
+        timings = [timed(1.5, n_pass=n_pass, dtype=dtype) for dtype in formats]
+    eager = min(timings, key=lambda timing: timing.pass_seconds)
+    accumulation, n_steps = length.fit(eager)
+    n_pass = min(most, length.n_micro * accumulation)  # a graph is compiled for one size of pass
+    planned = 60 * length.minutes if length.minutes else n_steps * eager.update_seconds(length.n_micro * accumulation)
+    if given["compile_"] == "off":
+        return eager, "no: --compile off"
+    if given["compile_"] == "auto" and (planned < COMPILE_PAYS or place.type not in ("cpu", "cuda")):
+        return eager, "no: the run is too short to pay for it" if planned < COMPILE_PAYS else "no: not on this device"
+    began, timings = time.perf_counter(), [] if given["compile_"] == "on" else [eager]
+    for attention in ["explicit", "fused"] if place.type == "cpu" and dataset.n_context <= 512 else ["fused"]:
+        ways = {"n_pass": n_pass, "dtype": eager.options.dtype, "compiled": True, "attention": attention}
         with console.status(f"Compiling the update ({attention} attention)"):
-            if fault := compile_fault(params, config, batch, compiled):
+            if fault := compile_fault(params, config, dataset.sequences(range(n_pass)), replace(options, **ways)):
                 tell(console, f"torch.compile cannot be used, training is eager: {fault}")
-                return best, "no: it cannot be used here"
-            timings.append(measure(params, config, batch, compiled, seconds=3.0))
-    best = min(timings, key=lambda timing: timing.pass_seconds)
+                return eager, "no: it cannot be used here"
+            timings.append(timed(3.0, **ways))
+    best = min(timings, key=lambda timing: timing.update_seconds(n_pass))
     took = f"{time.perf_counter() - began:.0f} s of trying"
-    return (
-        best,
-        f"yes, {best.options.attention} attention ({took})"
-        if best.options.compiled
-        else f"no: eager is faster ({took})",
-    )
+    if not best.options.compiled:
+        return best, f"no: eager is faster ({took})"
+    return best, f"yes, {best.options.attention} attention ({took})"
 
 
 def compile_fault(params, config, batch, options) -> str:
