@@ -59,12 +59,10 @@ def generate(**given):
         console.print(speaking.preset_table(PRESETS))
         return 0
     settings = speaking.choose_settings(given)
+    prompts = [*given["prompt"], *(speaking.read_prompts(given["prompts"]) if given["prompts"] else ())]
     model = speaking.load(given, console)
-    console.print(speaking.setting_line(model, given, settings), style="#666666")
+    console.print(speaking.setting_line(model, given, settings), style="#666666", soft_wrap=True)
     options = speaking.make_options(given, settings, model)
-    prompts = list(given["prompt"])
-    if given["prompts"]:
-        prompts += speaking.read_prompts(given["prompts"])
     if not prompts:
         return speaking.loop(model, options, given, console)
     if len(prompts) == 1:

@@ -143,7 +143,8 @@ def speak_together(model, prompts, options, stop, console) -> None:
         pieces = text_pieces((token for token in row if token not in options.stop), model.tokenizer, stop)
         write(console, prompt + "".join(pieces) + "\n" + "-" * 20 + "\n")
     n_new = sum(map(len, rows))
-    console.print(Text(f"{len(prompts)} texts, {n_new:,} new tokens, {n_new / seconds:,.0f} a second"), style="#666666")
+    line = f"{len(prompts)} texts, {n_new:,} new tokens, {n_new / seconds:,.0f} a second"
+    console.print(Text(line), style="#666666", soft_wrap=True)
 
 
 def loop(model, options, given, console) -> int:
@@ -157,12 +158,12 @@ def loop(model, options, given, console) -> int:
         if prompt.strip() in ("quit", "exit", "q"):
             return 0
         if prompt.strip() == "help":
-            console.print(Text(HELP))
-            console.print(setting_line(model, given, options.sampling))
+            console.print(Text(HELP), soft_wrap=True)
+            console.print(setting_line(model, given, options.sampling), soft_wrap=True)
         elif prompt.strip():
             try:
                 speak(model, prompt, options, given["stop"], console)
             except KeyboardInterrupt:
                 console.print(Text("stopped"), style="#666666")
             except ValueError as error:
-                console.print(Text(str(error)), style="yellow")
+                console.print(Text(str(error)), style="yellow", soft_wrap=True)
