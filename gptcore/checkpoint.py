@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptcore import tree
+from gptcore import tokenizer, tree
 from gptcore.config import ModelConfig
+from gptcore.model import check_params
 
 VERSION = 1  # of this layout, in every state.json
 KEEP = 3  # saves that are not the end of an epoch: how many stay
@@ -257,6 +258,35 @@ def load_step(step_dir) -> Step:
 def load_params(step_dir) -> dict[str, Any]:
     """The parameters alone, checked like load_step; what a model needs in order to be used."""
     return tree.nest(_read_tensors(Path(step_dir) / "model.safetensors", read_state(step_dir)))
+
+
+class Loaded(NamedTuple):
+    """A saved step that is ready to be used: speak, measure, look inside."""
+
+    path: Path  # the step folder
+    run: dict[str, Any]  # run.json
+    state: dict[str, Any]  # state.json
+    params: dict[str, Any]
+    config: ModelConfig
+    tokenizer: tokenizer.Tokenizer
+
+    @property
+    def name(self) -> str:
+        """The run and the step, for people."""
+        return f"{self.path.parent.parent.name} {self.path.name}"
+
+
+def load_model(run=None, *, device="cpu", root="runs") -> Loaded:
+    """RUN's best step, or the step that RUN is, every file checked and the weights on the device.
+
+    Raises ValueError as find_step and load_params do, and where the weights are another architecture's.
+    """
+    path = find_step(run, root=root)
+    folder = path.parent.parent
+    config, params = read_config(folder), load_params(path)
+    check_params(params, config)
+    params, words = tree.map(lambda leaf: leaf.to(device), params), tokenizer.load(folder / "tokenizer.json")
+    return Loaded(path, read_run(folder), read_state(path), params, config, words)
 
 
 def read_state(step_dir) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_a_preset_is_what_the_library_has(house, preset):
     head, text, counts = spoken(house, "--preset", preset, "--prompt", "The cat", "--max-new-tokens", "40")
     sampling = PRESETS[preset]
     shown = f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, min-p 0, seed 42"
-    assert head == f"notes, step-0000030, CPU: {preset}, {shown}"
+    assert head == f"notes step-0000030, CPU: {preset}, {shown}"
     assert text == expected_text(house, "The cat", sampling=sampling, max_new_tokens=40)
     assert counts.startswith("7 prompt tokens, 40 new, ")
 
@@ -161,7 +161,7 @@ def test_a_step_can_be_named(house):
     step = "runs/notes/checkpoints/step-0000030"
     for run in (step, "runs/notes", "notes", "notes/checkpoints/step-0000030"):
         head, *_ = spoken(house, "--run", run, "--prompt", "a", "--max-new-tokens", 1)
-        assert head.startswith("notes, step-0000030, CPU: ")
+        assert head.startswith("notes step-0000030, CPU: ")
 
 
 # --------------------------------------------------------------------------------------------------- the prompt loop
@@ -175,7 +175,7 @@ def test_the_loop_reads_stdin(house):
     assert f">>> {alone}\n3 prompt tokens, 10 new, " in done.stdout
     assert done.stdout.count(">>> ") == 4
     assert "quit, exit or q ends" in done.stdout
-    assert done.stdout.count("notes, step-0000030, CPU: balanced, temperature 1") == 2  # at the start and in help
+    assert done.stdout.count("notes step-0000030, CPU: balanced, temperature 1") == 2  # at the start and in help
     assert "never read" not in done.stdout
 
 

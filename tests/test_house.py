@@ -28,6 +28,7 @@ FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}
 # On one floor nobody imports a neighbour, except these: each pair has one direction, so no circle can form.
 SIDEWAYS = {
     "cache": {"config"},
+    "checkpoint": {"model"},
     "generate": {"model", "engine"},
     "engine": {"model"},
     "parallel": {"model"},

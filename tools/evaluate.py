@@ -15,7 +15,9 @@ import click
 )
 @click.option("--text-field", default="text", show_default=True, help="The field of .jsonl and .parquet with the text.")
 @click.option(
-    "--tokens", type=click.IntRange(min=1), default=10_000_000, show_default=True, help="Score at most so many tokens."
+    "--tokens",
+    type=click.IntRange(min=1),
+    help="Score at most so many tokens (default: as many as the run's own validation; of other text 10,000,000).",
 )
 @click.option("--window", type=click.IntRange(min=1), help="Tokens of a window (default: the model's context).")
 @click.option("--stride", type=click.IntRange(min=1), help="Tokens from window to window (default: a whole window).")

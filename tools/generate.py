@@ -60,7 +60,7 @@ def generate(**given):
         return 0
     settings = speaking.choose_settings(given)
     prompts = [*given["prompt"], *(speaking.read_prompts(given["prompts"]) if given["prompts"] else ())]
-    model = speaking.load(given, console)
+    model = speaking.load(given)
     console.print(speaking.setting_line(model, given, settings), style="#666666", soft_wrap=True)
     options = speaking.make_options(given, settings, model)
     if not prompts:

@@ -36,7 +36,7 @@ def steps_of(runs) -> list[Path]:
 
 def texts_for(model, given) -> list[str]:
     """Whole documents, up to --tokens tokens of this model."""
-    left, texts = given["tokens"], []
+    left, texts = scoring.most_tokens(model, given), []
     for document in scoring.read_text(model, given):
         if left <= 0:
             break

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from gptcore import checkpoint, data, device, stats, tokenizer, tree
-from gptcore.config import ModelConfig
+from gptcore import checkpoint, data, device, stats
 from gptcore.data import corpora, shards
 from gptcore.evaluate.calibration import calibration, certainty
 from gptcore.evaluate.choice import last_words, multiple_choice, read_items, read_words
@@ -32,23 +30,9 @@ from gptcore.evaluate.perplexity import (
     verdict,
     windows,
 )
-from gptcore.model import check_params
 
 N_WORST = 20  # tokens shown in context
 BANDS = ((20, "excellent"), (50, "good"), (100, "decent"), (math.inf, "needs work"))  # cl100k_base only
-
-
-@dataclass
-class Model:
-    """A step of a run that is ready to be measured."""
-
-    name: str
-    path: Path  # the step folder
-    run: dict  # run.json
-    state: dict  # state.json
-    params: dict
-    config: ModelConfig
-    tokenizer: object
 
 
 class Document(NamedTuple):
@@ -80,18 +64,17 @@ def full(logits, targets) -> Full:
     return Full(*detail(logits, targets), sure.confidence, sure.brier)
 
 
-def load(run, given) -> Model:
-    """RUN's best step, or the step that it is, checked and on the device."""
+def load(run, given) -> checkpoint.Loaded:
+    """RUN's best step, or the step that it is, on the device that was asked for."""
     if given["threads"]:
         torch.set_num_threads(given["threads"])
-    place, path = device.pick(given["device"]), checkpoint.find_step(run)
-    folder = path.parent.parent
-    about = checkpoint.read_run(folder)
-    config, params = ModelConfig(**about["config"]), {"blocks": [], "head": {}} | checkpoint.load_params(path)
-    check_params(params, config)
-    params = tree.map(lambda leaf: leaf.to(place), params)
-    words = tokenizer.load(folder / "tokenizer.json")
-    return Model(f"{folder.name} {path.name}", path, about, checkpoint.read_state(path), params, config, words)
+    return checkpoint.load_model(run, device=device.pick(given["device"]))
+
+
+def most_tokens(model, given) -> int:
+    """How many tokens to score: what was asked for, else what the run's own validation scores, else ten million."""
+    own = None if given["data"] else model.run.get("n_validation_tokens")
+    return given["tokens"] or own or 10_000_000
 
 
 def read_text(model, given) -> list[Document]:
@@ -147,7 +130,7 @@ def pairs(documents) -> list[tuple]:
 
 def show_perplexity(model, given, console) -> None:
     """Score the text and print what came out."""
-    documents = cut(read_text(model, given), given["tokens"], model.tokenizer)
+    documents = cut(read_text(model, given), most_tokens(model, given), model.tokenizer)
     texts = [document.text for document in documents]
     measure = full if given["calibration"] or given["per_token"] else likelihood
     began = time.perf_counter()

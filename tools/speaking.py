@@ -1,30 +1,18 @@
 """What invoke generate does: load a run, stream a text, keep up a conversation."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gptcore import checkpoint, device, tokenizer, tree
-from gptcore.config import ModelConfig
+from gptcore import checkpoint, device
 from gptcore.generate import GenerateOptions, generate, text_pieces
-from gptcore.model import check_params
 from gptcore.sampling import PRESETS, check_settings, with_strategy
 
 HELP = """Type a text and it is continued. An empty line does nothing; quit, exit or q ends; Ctrl-C stops a text."""
-
-
-@dataclass
-class Model:
-    """A run that is ready to speak."""
-
-    name: str
-    params: dict
-    config: ModelConfig
-    tokenizer: object
 
 
 def choose_settings(given):
@@ -37,25 +25,20 @@ def choose_settings(given):
     return with_strategy(given["strategy"], settings) if given["strategy"] else settings
 
 
-def load(given, console) -> Model:
-    """The weights, checked, on the device; ValueError names what does not fit."""
+def load(given) -> checkpoint.Loaded:
+    """The run's model on the device, with the context that was asked for; ValueError names what does not fit."""
     torch.set_num_threads(given["threads"] or torch.get_num_threads())
-    place = device.pick(given["device"])
-    step_dir = checkpoint.find_step(given["run"])
-    run_dir = step_dir.parent.parent
-    config = checkpoint.read_config(run_dir)
-    params = checkpoint.load_params(step_dir)
-    check_params(params, config)
-    if given["n_context"]:
-        if config.position == "learned" and given["n_context"] > config.n_context:
-            got = f"{given['n_context']}; positions beyond it were never learned"
-            raise ValueError(f"n_context: expected at most {config.n_context}, got {got}")
-        if config.position == "learned":
-            params["positions"]["w"] = params["positions"]["w"][: given["n_context"]]
-        config = replace(config, n_context=given["n_context"])
-    params = tree.map(lambda leaf: leaf.to(place), params)
-    name = f"{run_dir.name}, {step_dir.name}, {device.backend_name(place)}"
-    return Model(name, params, config, tokenizer.load(run_dir / "tokenizer.json"))
+    model = checkpoint.load_model(given["run"], device=device.pick(given["device"]))
+    n_context = given["n_context"]
+    if not n_context:
+        return model
+    params = model.params
+    if model.config.position == "learned":
+        if n_context > model.config.n_context:
+            got = f"{n_context}; positions beyond it were never learned"
+            raise ValueError(f"n_context: expected at most {model.config.n_context}, got {got}")
+        params = params | {"positions": {"w": params["positions"]["w"][:n_context]}}
+    return model._replace(params=params, config=replace(model.config, n_context=n_context))
 
 
 def make_options(given, settings, model) -> GenerateOptions:
@@ -69,7 +52,8 @@ def make_options(given, settings, model) -> GenerateOptions:
 def setting_line(model, given, settings) -> Text:
     """What is about to speak, and how."""
     words = [f"{name.replace('_', '-')} {value:g}" for name, value in settings._asdict().items()]
-    return Text(f"{model.name}: {given['preset']}, {', '.join(words)}, seed {given['seed']}")
+    place = device.backend_name(model.params["embed"]["w"].device)
+    return Text(f"{model.name}, {place}: {given['preset']}, {', '.join(words)}, seed {given['seed']}")
 
 
 def preset_table(presets):

@@ -17,8 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from gptcore import checkpoint, device, tokenizer, tree
-from gptcore.config import ModelConfig
+from gptcore import checkpoint
+from gptcore.device import pick
 from gptcore.evaluate.choice import continuations
 from gptcore.evaluate.perplexity import score_tokens
 from gptcore.generate import GenerateOptions, generate
@@ -159,18 +159,9 @@ def opened(run=None, device="auto", batch_size=None, **_) -> tuple:
 
     1 is what the harness says where nobody has said anything, and a batch size changes no number.
     """
-    params, config, words = load(run, device)
-    return params, config, words, int(batch_size) if str(batch_size).isdecimal() and int(batch_size) > 1 else None
-
-
-def load(run=None, name="auto"):
-    """RUN -> (params, config, tokenizer) on the named device: its best step, or the step that RUN is."""
-    step = checkpoint.find_step(run)
-    folder, place = checkpoint.find_run(step), device.pick(name)
-    saved = {"blocks": [], "head": {}} | checkpoint.load_params(step)  # a file of leaves knows no empty branches
-    params = tree.map(lambda leaf: leaf.to(place), saved)
-    config = ModelConfig(**checkpoint.read_run(folder)["config"])
-    return params, config, tokenizer.load(folder / "tokenizer.json")
+    model = checkpoint.load_model(run, device=pick(device))
+    chosen = str(batch_size).isdecimal() and int(batch_size) > 1
+    return model.params, model.config, model.tokenizer, int(batch_size) if chosen else None
 
 
 @contextmanager
