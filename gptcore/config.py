@@ -6,6 +6,7 @@ looked up once, in ops.py or model.py.
 Next: ops.py holds the equation behind every choice.
 """
 
+import math
 from dataclasses import dataclass, fields
 
 CHOICES = {
@@ -21,8 +22,8 @@ CHOICES = {
 class ModelConfig:
     """The shape of a model: n_ counts things, d_ is a width. Raises ValueError with expected and got.
 
-    Widths given as 0 are derived: d_head = d_model / n_head, d_ff = 4 d_model, n_kv_head = n_head. Derived values are
-    stored, so build a variant from architecture() or variant(), not with dataclasses.replace.
+    Widths given as 0 are derived: d_head = d_model / n_head, d_ff = 4 d_model, n_kv_head = n_head, and the derived value
+    is stored: dataclasses.replace(config, d_model=...) keeps the old d_head and d_ff, so say those too.
     """
 
     n_vocab: int  # ids the model can read and write
@@ -60,6 +61,11 @@ class ModelConfig:
             value = getattr(self, field.name)
             if field.type is int and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise ValueError(f"{field.name}: expected a whole number of at least 0, got {value!r}")
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{field.name}: expected True or False, got {value!r}")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if field.type is float and not number:
+                raise ValueError(f"{field.name}: expected a number, got {value!r}")
         for name in ("n_vocab", "n_context", "d_model", "n_head"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -86,9 +92,11 @@ class ModelConfig:
             raise ValueError(f"d_model: expected an even width for sinusoidal positions, got {self.d_model}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a number in [0, 1), got {self.dropout}")
-        for name in ("score_softcap", "logit_softcap", "rope_base", "norm_eps"):
+        for name in ("score_softcap", "logit_softcap", "norm_eps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
+        if self.rope_base <= 0:
+            raise ValueError(f"rope_base: expected a number above 0, got {self.rope_base}")
 
     @property
     def d_rot(self) -> int:
@@ -108,7 +116,7 @@ ARCHITECTURES = {
         "tied": False, "head_bias": True,
     },
     "neox": {"position": "rope", "rope_fraction": 0.25, "block": "parallel", "tied": False},
-    "seed": {"position": "alibi", "scale_embedding": True, "dropout": 0.1},
+    "seed": {"position": "alibi", "rope_interleaved": True, "scale_embedding": True, "dropout": 0.1},
 }  # fmt: skip
 
 

@@ -66,7 +66,8 @@ class Row:
 def generate(params, config, prompts, options=GenerateOptions(), *, tap=None) -> Iterator[Step]:
     """Continue prompts, lists of token ids of any lengths: a Step for each new token, until every row has ended.
 
-    A row draws what it would draw alone. When its context is full, its last half is read again as a new beginning.
+    A row draws what it would draw alone, as far as the logits are those: in low precision, matrix products round
+    differently in a batch. When its context is full, its last half is read again as a new beginning.
     tap sees and edits every prefill and decode step, with the values of the new tokens only. Raises ValueError for an
     empty prompt, an id outside the vocabulary, and logits that are not numbers.
     """

@@ -168,6 +168,8 @@ def attend(x, p, config, positions, kv=None, *, tap=None, attention="fused") -> 
         turn = partial(ops.rotary, interleaved=config.rope_interleaved)
         table = ops.rotary_table(positions, config.d_rot, config.rope_base)
         q, k = keep("q_rot", turn(q, *table)), keep("k_rot", turn(k, *table))
+    if kv is not None and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise ValueError("cache: expected no gradients through it; use torch.no_grad(), or leave the cache out")
     slopes = ops.alibi_slopes(config.n_head, x.device) if config.position == "alibi" else None
     window, softcap = config.window, config.score_softcap
     explicit = tap or attention == "explicit" or (softcap and kv is None)  # looking is slower, not different
@@ -178,7 +180,7 @@ def attend(x, p, config, positions, kv=None, *, tap=None, attention="fused") -> 
         z = kernels.kv_attention_(q, k, v, k_store, v_store, positions[:, 0], n_keys=n_keys, **rules)
         return linear(z.transpose(1, 2).flatten(2), **p["o"])
     if kv is None:
-        k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B,H_kv,S,D)
+        k, v, positions = k.transpose(1, 2), v.transpose(1, 2), positions_of(x)  # the keys are the T new ones
     else:
         k_store, v_store, n_keys = kv
         k = append_(k_store, k, positions)[:, :, :n_keys].to(q.dtype)
@@ -203,7 +205,7 @@ def mlp(x, p, config, *, tap=None, drop=untouched) -> Tensor:
 def block(x, p, config, positions, kv=None, *, tap=None, dropout=None, attention="fused") -> Tensor:
     """One layer: the residual stream x (B,T,C) is read and added to, twice in turn or, in a parallel block, at once.
 
-    positions (B,T) or (1,T), kv as in attend, dropout a 0-dim int64 seed tensor or None -> (B,T,C).
+    positions (B,T) or (1,T), kv as in attend, dropout an int64 seed tensor, 0-dim or (B,), or None -> (B,T,C).
     """
     keep, drop = tap or untouched, untouched
     if dropout is not None and config.dropout:
@@ -227,7 +229,9 @@ def positions_of(x, cache=None) -> Tensor:
 
 
 def bound_after(x, config, cache=None) -> int:
-    """How many positions the longest row may hold once x (B,T,...) is appended; ValueError where that is too many."""
+    """How many positions the longest row may hold once x (B,T,...) is appended; ValueError where it does not fit."""
+    if cache and len(x) != len(cache.length):
+        raise ValueError(f"tokens: expected {len(cache.length)} rows as the cache has, got {len(x)}")
     bound = x.shape[1] + (cache.bound if cache else 0)
     if bound > config.n_context:
         raise ValueError(f"tokens: expected at most n_context={config.n_context} positions a row, got {bound}")
@@ -236,7 +240,7 @@ def bound_after(x, config, cache=None) -> int:
 
 def embed(params, config, tokens, positions=None, *, tap=None) -> Tensor:
     """tokens (B,T) -> the residual stream (B,T,C): token embedding plus learned or sinusoidal positions, if any."""
-    keep = tap or untouched
+    keep = checked(tap) or untouched
     positions = positions_of(tokens) if positions is None else positions
     x = F.embedding(tokens, params["embed"]["w"])
     x = keep("embed", x * math.sqrt(config.d_model) if config.scale_embedding else x)
@@ -254,9 +258,7 @@ def run_blocks(params, config, x, cache=None, *, first=0, last=None, tap=None, d
     ValueError where the rows would not fit, and for gradients through a cache, which keeps no graph.
     """
     bound, last = bound_after(x, config, cache), config.n_layer if last is None else last
-    if cache and x.requires_grad and torch.is_grad_enabled():
-        raise ValueError("cache: expected no gradients through it; use torch.no_grad(), or leave the cache out")
-    positions = positions_of(x, cache)
+    positions, tap = positions_of(x, cache), checked(tap)
     for i in range(first, last):
         kv = cache and (cache.k[i], cache.v[i], bound)  # its own, like its weights
         seed = None if dropout is None else ops.fold(dropout, 4 + i)
@@ -269,6 +271,7 @@ def run_blocks(params, config, x, cache=None, *, first=0, last=None, tap=None, d
 
 def unembed(params, config, x, *, tap=None) -> Tensor:
     """The residual stream (B,T,C) -> logits (B,T,V): final norm, head, soft-cap; padding rows are cut off."""
+    tap = checked(tap)
     x = normed(x, params["norm_f"], config, "norm_f", tap)
     logits = linear(x, **head(params))[..., : config.n_vocab]
     logits = ops.softcap(logits, config.logit_softcap) if config.logit_softcap else logits
@@ -283,36 +286,37 @@ def head(params) -> dict:
 def forward(params, config, tokens, cache=None, *, tap=None, dropout=None, attention="fused"):
     """tokens (B,T) -> (logits (B,T,V), the cache T tokens longer, or None if there was none).
 
-    tap(name, value) -> value sees, and may replace, every site of activation_spec. dropout is a torch.Generator or a
-    0-dim int64 seed tensor: dropout happens iff it is given. attention "explicit" takes the path that a tap takes.
+    tap(name, value) -> value sees, and may replace, every site of activation_spec. dropout is a torch.Generator or an
+    int64 seed tensor, 0-dim or one a row: dropout happens iff it is given. attention "explicit" takes the path that a tap takes.
     Raises ValueError for tokens that are not (B,T) whole numbers or do not fit the context.
     """
     x, cache = residual(params, config, tokens, cache, tap=tap, dropout=dropout, attention=attention)
-    return unembed(params, config, x, tap=checked(tap)), cache
+    return unembed(params, config, x, tap=tap), cache
 
 
 def residual(params, config, tokens, cache=None, *, tap=None, dropout=None, attention="fused"):
     """forward without its last step: tokens (B,T) -> (the residual stream after the last block (B,T,C), cache)."""
     check_tokens(tokens, config, cache)
-    positions, tap = positions_of(tokens, cache), checked(tap)
+    positions = positions_of(tokens, cache)
     if tap:
-        tap("positions", positions.expand_as(tokens))
+        checked(tap)("positions", positions.expand_as(tokens))
     x = embed(params, config, tokens, positions, tap=tap)
     return run_blocks(params, config, x, cache, tap=tap, dropout=as_seed(dropout), attention=attention)
 
 
 def check_tokens(tokens, config, cache=None) -> None:
-    """Raise ValueError unless tokens is an integer tensor (B,T) that still fits the context."""
-    if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.is_floating_point():
+    """Raise ValueError unless tokens is int64 or int32 (B,T), T at least 1, and still fits the context."""
+    kind = isinstance(tokens, Tensor) and tokens.dtype in (torch.int64, torch.int32)
+    if not kind or tokens.dim() != 2 or tokens.shape[1] == 0:
         got = f"{tuple(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"tokens: expected an integer tensor (B,T), got {got}")
+        raise ValueError(f"tokens: expected an integer tensor (B,T), T at least 1, got {got}")
     bound_after(tokens, config, cache)
 
 
 def as_seed(dropout):
     """The seed that a generator draws; a seed tensor or None as it is (a generator cannot enter a compiled graph)."""
     if isinstance(dropout, torch.Generator):
-        return torch.randint(2**62, (), generator=dropout)
+        return torch.randint(2**62, (), generator=dropout, device=dropout.device)
     return dropout
 
 
@@ -342,27 +346,38 @@ def head_loss(params, config, x, targets) -> Tensor:
 
 
 def loss(params, config, tokens, targets, *, dropout=None, attention="fused") -> Tensor:
-    """Mean nats per counted target (B,T), -100 does not count; a float32 scalar.
+    """Mean nats per counted target (B,T), -100 does not count; a scalar, at least float32.
 
     Large (B,T,V) logits are never materialised: the head's gradient is made chunk by chunk (first derivatives only;
     for torch.func transforms use nats, which is plain autograd).
     """
+    check_targets(tokens, targets)
     x = hidden(params, config, tokens, dropout=dropout, attention=attention)
     if torch.compiler.is_compiling() and 4 * targets.numel() * config.n_vocab_padded <= PLAIN_LOSS_BYTES:
         return token_nats(params, config, x, targets).sum() / (targets != -100).sum().clamp(min=1)
     return head_loss(params, config, x, targets)
 
 
+def check_targets(tokens, targets) -> None:
+    """Raise ValueError unless there is a target for each token."""
+    if targets.shape != tokens.shape:
+        raise ValueError(f"targets: expected {tuple(tokens.shape)} as the tokens, got {tuple(targets.shape)}")
+
+
 def token_nats(params, config, x, targets) -> Tensor:
-    """What the head reads (...,C), targets (...) -> nats (...), float32; 0 where the target is -100."""
+    """What the head reads (...,C), targets (...) -> nats (...), at least float32; 0 where the target is -100."""
     logits = ops.wide(linear(x, **head(params))[..., : config.n_vocab])
     logits = ops.softcap(logits, config.logit_softcap) if config.logit_softcap else logits
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def nats(params, config, tokens, targets) -> Tensor:
-    """Negative log-likelihood of each target in nats: tokens, targets (B,T) -> (B,T) float32; 0 where it is -100."""
-    x = hidden(params, config, tokens)
+def nats(params, config, tokens, targets, *, attention="fused") -> Tensor:
+    """Negative log-likelihood of each target: tokens, targets (B,T) -> (B,T), at least float32; 0 where it is -100.
+
+    With attention "explicit" it can be differentiated any number of times.
+    """
+    check_targets(tokens, targets)
+    x = hidden(params, config, tokens, attention=attention)
     rows = chunk_rows(config.n_vocab_padded, config.d_model, x.device.type)
     chunks = zip(x.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
     return torch.cat([token_nats(params, config, *chunk) for chunk in chunks]).view(targets.shape)

@@ -176,7 +176,7 @@ def scramble(x) -> Tensor:
 
 
 def fold(seed, number) -> Tensor:
-    """A new seed from a seed (0-dim int64) and a small number: every layer and every site gets its own."""
+    """A new seed from a seed and a small number, int64 tensors: every row, layer and site gets its own."""
     low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     low = scramble(low ^ scramble(high + number & 0xFFFFFFFF))
     return low | (scramble(low ^ high) >> 1 << 32)  # 63 bits: never negative
@@ -186,8 +186,10 @@ def dropout(x, rate, seed) -> Tensor:
     """Zero a share `rate` of x and scale up the rest.  Srivastava et al. 2014, JMLR 15.
 
     The mask is a hash of (seed, element number), not a draw from a generator: equal in eager, compiled, recomputed.
+    seed is int64, 0-dim for all of x, or (B,) for its rows, whose masks then do not depend on who shares the batch.
     """
-    number = torch.arange(x.numel(), device=x.device).view(x.shape)
+    rest = x.shape[seed.dim() :]
+    number, seed = torch.arange(rest.numel(), device=x.device).view(rest), seed.view(*seed.shape, *[1] * len(rest))
     low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     stays = scramble(scramble(number & 0xFFFFFFFF ^ low) ^ high) >= int(rate * 2**32)
     return torch.where(stays, x / (1 - rate), 0.0)
@@ -217,7 +219,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         few = rows if x.is_cuda else max(1, 2**20 // n_vocab)  # rows whose wide logits stay in a CPU's cache
         share = (targets != -100).to(dw.dtype)[:, None]
         share = share / share.sum().clamp(min=1)
-        index = targets.clamp(min=0)[:, None]
+        index = targets.masked_fill(targets == -100, 0)[:, None]  # any other target outside V is refused by gather
         for xc, tc, sc, dxc in zip(x.split(rows), index.split(rows), share.split(rows), dx.split(rows), strict=True):
             logits = F.linear(xc, w, b)[:, :n_vocab]  # (rows,V): becomes its own gradient, a few rows at a time
             for g, t, s in zip(logits.split(few), tc.split(few), sc.split(few), strict=True):

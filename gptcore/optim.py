@@ -189,12 +189,6 @@ def clip_(grads, max_norm=1.0) -> torch.Tensor:
     return norm
 
 
-@torch.no_grad()
-def ema_(averages, leaves, decay) -> None:
-    """averages <- decay * averages + (1 - decay) * leaves, both lists of tensors."""
-    torch._foreach_lerp_(averages, leaves, 1 - decay)
-
-
 def warmup_cosine(step, *, n_steps, warmup=0.05, floor=0.1):
     """The rate at a step as a share of its peak: a straight line up over the share warmup of all steps, then half a
     cosine that reaches floor at the last one.  arXiv:1608.03983."""

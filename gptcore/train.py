@@ -20,7 +20,7 @@ import torch
 import torch.utils.deterministic
 from torch import Tensor
 
-from gptcore import optim, tree
+from gptcore import ops, optim, tree
 from gptcore.data import prefetch
 from gptcore.device import key, synchronize
 from gptcore.model import forward, head_loss, hidden, param_spec
@@ -87,11 +87,12 @@ def rate(step, options) -> float:
 
 
 def train(params, config, batches, state, options, *, stop=lambda: False) -> Iterator[Record]:
-    """Updates state.step .. n_steps - 1, a record each. Weights and state are whole whenever one is yielded: the moment
-    to validate, to sample and to save.
+    """Updates state.step .. n_steps - 1. Weights and state are whole whenever a record is yielded, so that is when to
+    validate, to sample and to save.
 
-    batches(step) -> (tokens, targets), each (N,T), is called ahead in a thread. stop() is read after each update.
-    Raises NotFinite, before the optimizer has moved.
+    batches(step) -> (tokens, targets), each (N,T), is called ahead in a thread. stop() is read after each update. A
+    record has kind "train", step, tokens, loss, lr, grad_norm, clipped, seconds and tokens_per_second; one of kind
+    "note" has a text. Raises what train_step_ raises, and MemoryError where not even one sequence a pass fits.
     """
     with closing(prefetch(batches, state.step, options.n_steps)) as coming:
         for batch in coming:
@@ -112,7 +113,8 @@ def train(params, config, batches, state, options, *, stop=lambda: False) -> Ite
 def train_step_(params, config, batch, state, options) -> Record:
     """One update on batch = (tokens, targets), each (N,T): its loss is the mean over all targets but those of -100.
 
-    Raises NotFinite and leaves weights and state as they were when the loss or the gradient is not finite.
+    Raises NotFinite when the loss or the gradient is not finite, and leaves weights and state as they were; also when
+    the first update of all makes weights that are not.
     """
     device = params["embed"]["w"].device
     began = time.perf_counter()
@@ -146,10 +148,10 @@ def gradients_(params, config, batch, step, options) -> Tensor:
     run = loss_function(config, options.dtype, options.attention, options.compiled)
     n_pass = options.n_pass or len(tokens)
     nats = torch.zeros((), device=device, dtype=torch.promote_types(torch.float32, getattr(torch, options.dtype)))
-    counted = (targets != -100).sum().to(nats.dtype)
+    counted = (targets != -100).sum().clamp(min=1).to(nats.dtype)
     for first in range(0, len(tokens), n_pass):
         part = slice(first, first + n_pass)
-        seed = dropout_seed(options.seed, step, first, device) if config.dropout else None
+        seed = dropout_seeds(options.seed, step, first, len(tokens[part]), device) if config.dropout else None
         share = (targets[part] != -100).sum() / counted
         mean = run(params, tokens[part], targets[part], seed) * share
         mean.backward()
@@ -157,9 +159,11 @@ def gradients_(params, config, batch, step, options) -> Tensor:
     return nats
 
 
-def dropout_seed(seed, step, first, device) -> Tensor:
-    """The seed tensor of a pass: of the run's seed, the update, and the first of the pass's sequences."""
-    return torch.tensor(key(seed, "dropout", step, first) >> 2, device=device)
+def dropout_seeds(seed, step, first, n, device) -> Tensor:
+    """A seed for each of n sequences from `first` on, (n,): how an update is cut into passes changes no mask."""
+    return ops.fold(
+        torch.tensor(key(seed, "dropout", step) >> 2, device=device), torch.arange(first, first + n, device=device)
+    )
 
 
 @lru_cache(maxsize=8)
@@ -246,8 +250,9 @@ def look(params, config, batch, step, options) -> list[tuple[str, Record]]:
 
     n_pass = options.n_pass or len(batch[0])
     for first in range(0, len(batch[0]), n_pass):
-        seed = dropout_seed(options.seed, step, first, device) if config.dropout else None
-        forward(cast, config, batch[0][first : first + n_pass].to(device), tap=tap, dropout=seed)
+        tokens = batch[0][first : first + n_pass].to(device)
+        seed = dropout_seeds(options.seed, step, first, len(tokens), device) if config.dropout else None
+        forward(cast, config, tokens, tap=tap, dropout=seed)
     return seen
 
 

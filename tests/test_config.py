@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -18,6 +19,10 @@ from gptcore.config import ARCHITECTURES, CHOICES, ModelConfig, architecture, pa
         ({"position": "sinusoidal", "d_model": 33, "n_head": 3}, "expected an even width for sinusoidal"),
         ({"rope_fraction": 1.5}, r"rope_fraction: expected a number in \(0, 1\], got 1.5"),
         ({"n_vocab_padded": 99}, "n_vocab_padded: expected at least n_vocab=100, got 99"),
+        ({"rope_base": 0.0}, "rope_base: expected a number above 0, got 0.0"),
+        ({"norm_eps": math.nan}, "norm_eps: expected a number, got nan"),
+        ({"rope_base": "x"}, "rope_base: expected a number, got 'x'"),
+        ({"tied": "no"}, "tied: expected True or False, got 'no'"),
         ({"logit_softcap": -1.0}, "logit_softcap: expected a number of at least 0, got -1.0"),
     ],
     ids=str,
@@ -51,5 +56,6 @@ def test_a_config_survives_a_round_trip_through_a_dict():
 def test_derived_widths_and_padding():
     config = ModelConfig(n_vocab=100_277, d_model=256)
     assert (config.d_head, config.d_ff, config.n_kv_head, config.n_vocab_padded) == (64, 1024, 4, 100_277)
+    assert architecture("seed", n_vocab=10, position="rope").rope_interleaved
     assert architecture("phi", n_vocab=10, d_model=320).d_rot == 32  # 0.4 of 80
     assert [padded_vocab(n) for n in (50, 4095, 4096, 50_257, 100_277)] == [50, 4095, 4096, 50_304, 100_352]

@@ -230,14 +230,6 @@ def test_a_norm_that_is_not_finite_shows():
     assert optim.clip_([torch.ones(3), torch.tensor([math.inf])]).isinf()
 
 
-def test_ema_is_a_running_mean():
-    averages, leaves = [torch.zeros(2), torch.ones(3)], [torch.ones(2), torch.zeros(3)]
-    optim.ema_(averages, leaves, 0.75)
-    optim.ema_(averages, leaves, 0.75)
-    assert averages[0].tolist() == [0.4375] * 2
-    assert averages[1].tolist() == [0.5625] * 3
-
-
 @pytest.mark.parametrize("name", optim.SCHEDULES)
 def test_rates_of_the_quick_run(name):
     """6,103 updates at a peak of 3e-4: up to the peak at 304, 3e-5 at 6,102, and no update at rate 0.

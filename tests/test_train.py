@@ -16,6 +16,7 @@ from gptcore.train import (
     NotFinite,
     TrainOptions,
     deterministic,
+    dropout_seeds,
     flops_per_token,
     gradients_,
     init_state,
@@ -88,9 +89,9 @@ def test_the_loss_falls():
     assert abs(losses[0] - math.log(DROPPING.n_vocab)) < 0.3
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "phi"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "phi", "seed"])
 def test_passes_change_nothing_but_rounding(name):
-    """Passes of 8, 4, 3 and 1 sequences: the same gradient in float64, with ignored targets unevenly spread."""
+    """Passes of 8, 4, 3 and 1 sequences: the same gradient in float64, ignored targets unevenly spread, dropout too."""
     config = CONFIGS[name]
     tokens, targets = batches(0, config)
     targets[0] = -100
@@ -101,7 +102,8 @@ def test_passes_change_nothing_but_rounding(name):
         mean = gradients_(params, config, (tokens, targets), 0, options)
         gradients.append([mean, *(leaf.grad for leaf in tree.leaves(params))])
     plain = tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), params)
-    value = loss(plain, config, tokens, targets)
+    seeds = dropout_seeds(42, 0, 0, 8, "cpu") if config.dropout else None
+    value = loss(plain, config, tokens, targets, dropout=seeds)
     wanted = [value.detach(), *torch.autograd.grad(value, tree.leaves(plain))]
     for got in gradients:
         for g, w in zip(got, wanted, strict=True):
@@ -240,6 +242,13 @@ def test_global_random_state_is_neither_read_nor_changed():
     params, state, options = begin(n_steps=2)
     run(params, DROPPING, state, options)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_update_without_a_target_moves_nothing_by_its_gradient():
+    params, _, options = begin(CONFIGS["gpt2"])
+    tokens, targets = batches(0, CONFIGS["gpt2"])
+    assert gradients_(params, CONFIGS["gpt2"], (tokens, torch.full_like(targets, -100)), 0, options) == 0
+    assert max(leaf.grad.abs().max() for leaf in tree.leaves(params)) == 0
 
 
 def test_stop_is_asked_after_every_update():
