@@ -22,8 +22,8 @@ CHOICES = {
 class ModelConfig:
     """The shape of a model: n_ counts things, d_ is a width. Raises ValueError with expected and got.
 
-    Widths given as 0 are derived: d_head = d_model / n_head, d_ff = 4 d_model, n_kv_head = n_head, and the derived value
-    is stored: dataclasses.replace(config, d_model=...) keeps the old d_head and d_ff, so say those too.
+    Widths given as 0 are derived: d_head = d_model / n_head, d_ff = 4 d_model, n_kv_head = n_head. The derived value is
+    stored: dataclasses.replace(config, d_model=...) keeps the old d_head and d_ff, so say those too.
     """
 
     n_vocab: int  # ids the model can read and write

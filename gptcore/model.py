@@ -287,7 +287,7 @@ def forward(params, config, tokens, cache=None, *, tap=None, dropout=None, atten
     """tokens (B,T) -> (logits (B,T,V), the cache T tokens longer, or None if there was none).
 
     tap(name, value) -> value sees, and may replace, every site of activation_spec. dropout is a torch.Generator or an
-    int64 seed tensor, 0-dim or one a row: dropout happens iff it is given. attention "explicit" takes the path that a tap takes.
+    int64 seed tensor, 0-dim or one a row: dropout happens iff it is given. attention "explicit" takes a tap's path.
     Raises ValueError for tokens that are not (B,T) whole numbers or do not fit the context.
     """
     x, cache = residual(params, config, tokens, cache, tap=tap, dropout=dropout, attention=attention)
