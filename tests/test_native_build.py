@@ -1,5 +1,6 @@
 """Building the native code: nothing to do costs nothing, a failure is told with its text and harms nobody."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -60,3 +61,42 @@ def test_a_wheel_is_made_all_the_same(checkout, monkeypatch, compiler):
     assert done.returncode == 0, done.stdout
     assert "installing without native kernels (invoke build adds them)" in done.stdout
     assert list((checkout / "dist").glob("*.whl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "CXX",
+            "/bin/false",
+            ["building the native kernels, once", "native kernels not built (invoke build shows why)"],
+        ),
+        ("CXX", "no-such-compiler", []),
+        ("GPTCORE_BUILD", "none", []),
+        ("GPTCORE_KERNELS", "reference", []),
+    ],
+)
+def test_commands_that_profit_build_first_where_that_is_wanted_and_possible(checkout, monkeypatch, name, value, said):
+    monkeypatch.setenv(name, value)
+    lines = []
+    native.build_first(lines.append, checkout)
+    assert [line.split(":")[0] for line in lines] == said
+
+
+def invoke_build(**environment):
+    command = [sys.executable, "-m", "invoke", "build"]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+
+
+def test_a_failed_build_ends_with_1_and_the_reason():
+    done = invoke_build(CXX="/bin/false")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "/bin/false" in done.stderr
+    assert "torch operators will be used" in done.stderr
+
+
+def test_a_build_without_changes_is_one_line():
+    if not native.is_built(native.fingerprint()):
+        pytest.skip("native kernels not built")
+    done = invoke_build()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "native kernels: nothing changed\n", "")

@@ -32,6 +32,7 @@ def examine():
     """Every line as (name, is it there, what it is or what works without it)."""
     yield from machine()
     yield from building()
+    yield from native()
     yield from files()
     yield terminal()
 
@@ -91,6 +92,17 @@ def building():
         yield "ninja", True, importlib.metadata.version("ninja")
     error = compile_error()
     yield "torch.compile", not error, error or "works"
+
+
+def native():
+    """The native kernels: which operator they serve, and why not."""
+    from gptcore import kernels
+
+    found = kernels.report()
+    built = f"{found['isa']} of {', '.join(found['isas'])}; {found['compiler']}" if "isa" in found else ""
+    yield "native code", bool(built), built or next(iter(found["ops"].values()))["why"]
+    for name, row in found["ops"].items():
+        yield name, row["used"] == "native", f"{row['used']}: {row['why']}"
 
 
 def compile_error() -> str:

@@ -2,6 +2,8 @@
 
 import click
 
+from tools.native import build_first
+
 
 @click.command()
 @click.option(
@@ -51,10 +53,13 @@ def generate(**given):
     """Continue a prompt, token by token."""
     from rich.console import Console
 
+    console = Console(highlight=False)
+    if not given["list_presets"]:
+        build_first(lambda line: click.echo(line, err=True))  # before gptcore is imported
+
     from gptcore.sampling import PRESETS
     from tools import speaking
 
-    console = Console(highlight=False)
     if given["list_presets"]:
         console.print(speaking.preset_table(PRESETS))
         return 0

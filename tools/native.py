@@ -1,12 +1,13 @@
 """Build the native kernels, but only when something that matters changed.
 
-`invoke build` calls build(). Nothing here imports torch, so that finding out that there is nothing to do costs
-milliseconds.
+`invoke build` calls build(), commands that profit call build_first(). Nothing here imports torch, so that finding out
+that there is nothing to do costs milliseconds.
 """
 
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -38,11 +39,32 @@ def fingerprint(root=ROOT) -> str:
     return digest.hexdigest()
 
 
+def is_built(wanted, root=ROOT) -> bool:
+    """Was the last success of the fingerprint `wanted`, and is its library still there?"""
+    library, mark = root / "gptcore" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", root / MARK
+    return library.exists() and mark.exists() and json.loads(mark.read_text()).get("fingerprint") == wanted
+
+
+def build_first(say, root=ROOT) -> None:
+    """Before a command that profits: build what is missing or stale, where that is possible; say(line) tells it.
+
+    Must run before gptcore is imported, which loads the library once. A failure is a line, and torch operators serve.
+    """
+    unwanted = os.environ.get("GPTCORE_BUILD") == "none" or os.environ.get("GPTCORE_KERNELS") == "reference"
+    compiler = shutil.which(os.environ.get("CXX", "c++").split()[0])
+    if unwanted or not compiler or sys.platform == "win32" or not (root / "setup.py").exists():
+        return
+    if is_built(fingerprint(root), root):
+        return
+    say("building the native kernels, once")
+    if not build(root).ok:
+        say("native kernels not built (invoke build shows why): going on without them")
+
+
 def build(root=ROOT) -> Build:
     """Compile csrc/ in place unless the last success had the same fingerprint and its library is still there."""
     wanted, mark = fingerprint(root), root / MARK
-    library = root / "gptcore" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if library.exists() and mark.exists() and json.loads(mark.read_text()).get("fingerprint") == wanted:
+    if is_built(wanted, root):
         return Build(ok=True, compiled=False)
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja lives beside Python
