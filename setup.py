@@ -43,7 +43,7 @@ def native():
     if not shutil.which(compiler.split()[0]):
         return without(f"no C++ compiler ({compiler})")
     isas = {"x86_64": ["avx2", "avx512"], "aarch64": ["neon"], "arm64": ["neon"]}.get(platform.machine(), [])
-    sources = ["ops", "module", "cpu/isa", "cpu/generic", *(f"cpu/{name}" for name in isas)]
+    sources = ["ops", "module", "cpu/isa", "cpu/plan", "cpu/team", "cpu/generic", *(f"cpu/{name}" for name in isas)]
     # -ffp-contract=off: a fused multiply-add would change the sampler's weights. -g0: 0.2 MB instead of 3.8.
     flags = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", f'-DGPTCORE_TORCH="{torch.__version__}"']
     # libtorch.so must be needed by name, or the weak symbols of a GPU torch stay null.

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/isa.h"
+#include "cpu/plan.h"
 
 #ifndef GPTCORE_TORCH
 #define GPTCORE_TORCH "unknown"
@@ -11,7 +12,7 @@
 
 namespace py = pybind11;
 
-constexpr int kAbi = 1;  // the operators' schemas; gptcore/kernels.py refuses a library with another number
+constexpr int kAbi = 2;  // the operators' schemas; gptcore/kernels.py refuses a library with another number
 
 static py::tuple isas() {
   py::list names;
@@ -34,9 +35,20 @@ static py::dict build_info() {
   return info;
 }
 
+template <class Fields>
+static py::tuple names_of(const Fields& fields) {
+  py::list names;
+  for (const auto& field : fields) names.append(field.name);
+  return py::tuple(names);
+}
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "gptcore's native code: importing it registers torch.ops.gptcore.";
   m.def("build_info", build_info, "What was built: abi, compiler, torch, isas, gpu.");
+  m.def("plan_fields", [] { return names_of(gptcore::kPlan); }, "decode_'s plan: its numbers by name, in order.");
+  m.def("constant_fields", [] { return names_of(gptcore::kConstants); }, "decode_'s constants by name, in order.");
+  m.def("model_leaves", [] { return names_of(gptcore::model_leaves({})); }, "decode_'s first weights: w, b, scale of each.");
+  m.def("block_leaves", [] { return names_of(gptcore::block_leaves({})); }, "Then these of every layer, as many times.");
   m.def("isas", isas, "The instruction sets that this machine can run, best first.");
   m.def("isa", [] { return gptcore::isa().name; }, "The instruction set in use.");
   m.def(

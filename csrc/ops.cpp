@@ -3,16 +3,24 @@
 // Values are checked by gptcore/kernels.py; what is refused here would read or write out of bounds.
 #include <pthread.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "cpu/isa.h"
+#include "cpu/plan.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -22,6 +30,9 @@ STABLE_TORCH_LIBRARY(gptcore, m) {
         "float min_p=0.0) -> Tensor");
   m.def("kv_attention_(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor length, *, int n_keys, "
         "float? scale=None, Tensor? alibi_slopes=None, int window=0, float softcap=0.0) -> Tensor");
+  m.def("decode_(Tensor[] weights, int[] plan, float[] constants, Tensor tokens, Tensor(a!)[] k, Tensor(b!)[] v, Tensor length, *, "
+        "Tensor seed, Tensor position, Tensor stop, int steps, float temperature=1.0, int top_k=0, float top_p=1.0, "
+        "float min_p=0.0, int n_threads=0) -> (Tensor, Tensor)");
 }
 
 namespace gptcore {
@@ -168,10 +179,143 @@ Tensor kv_attention_cpu_(const Tensor q, const Tensor k, const Tensor v, Tensor 
   return z;
 }
 
+// ------------------------------------------------------------------------------------------------------------ decode_
+
+Shape shape_of(const std::vector<int64_t>& plan, const std::vector<double>& constants) {
+  STD_TORCH_CHECK(plan.size() == std::size(kPlan), "plan: expected ", std::size(kPlan), " numbers, got ", plan.size());
+  STD_TORCH_CHECK(constants.size() == std::size(kConstants), "constants: expected ", std::size(kConstants), " numbers, got ",
+                  constants.size());
+  Shape s = {};
+  size_t i = 0;
+  for (const PlanField& f : kPlan) {
+    const int64_t value = plan[i++];
+    STD_TORCH_CHECK(0 <= value && value < (int64_t(1) << 31), f.name, ": expected 0 to 2^31, got ", value);
+    s.*f.field = value;
+  }
+  i = 0;
+  for (const ConstantField& f : kConstants) s.*f.field = constants[i++];
+  STD_TORCH_CHECK(s.n_vocab > 0 && s.n_vocab <= kMaxVocab && s.n_context > 0 && s.d_model > 0 && s.d_ff > 0,
+                  "plan: expected 1 or more of n_vocab (to 2^22), n_context, d_model, d_ff");
+  STD_TORCH_CHECK(0 < s.d_head && s.d_head <= kMaxHead && s.d_rot <= s.d_head && s.d_rot % 2 == 0,
+                  "d_head, d_rot: expected a head of 1 to ", kMaxHead, " and an even part of it, got ", s.d_head, ", ", s.d_rot);
+  STD_TORCH_CHECK(s.n_kv_head > 0 && s.n_head > 0 && s.n_head % s.n_kv_head == 0, "n_kv_head: expected a divisor of ", s.n_head,
+                  ", got ", s.n_kv_head);
+  return s;
+}
+
+Weights weights_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Weights::fp32;
+    case ScalarType::BFloat16: return Weights::bf16;
+    case ScalarType::Char: return Weights::int8;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, "weights: expected float32, bfloat16 or int8");
+}
+
+// The tensor's data if it holds at least n of the type, contiguous; null where it is empty and may be.
+const void* data_of(const std::string& name, const Tensor& x, int64_t n, ScalarType type, bool needed) {
+  if (x.numel() == 0 && !needed) return nullptr;
+  check_cpu(name.c_str(), x);
+  STD_TORCH_CHECK(x.scalar_type() == type && x.is_contiguous(), name, ": expected a contiguous tensor of another type");
+  STD_TORCH_CHECK(x.numel() >= n, name, ": expected ", n, " numbers, got ", x.numel());
+  return x.const_data_ptr();
+}
+
+template <class Owner>
+void read_leaves(Owner& owner, const std::vector<LeafField<Owner>>& fields, const std::string& prefix, const Tensor* weights,
+                 ScalarType type) {
+  for (const LeafField<Owner>& f : fields) {
+    const std::string name = prefix + f.name;
+    const bool matrix = f.n_out > 0;
+    Leaf leaf = {};
+    leaf.w = data_of(name + ".w", *weights++, matrix ? f.n_out * padded16(f.n_in) : f.n_in, matrix ? type : ScalarType::Float, f.needed);
+    leaf.b = static_cast<const float*>(data_of(name + ".b", *weights++, matrix ? f.n_out : f.n_in, ScalarType::Float, false));
+    const bool scaled = matrix && leaf.w && type == ScalarType::Char;
+    leaf.scale = static_cast<const float*>(data_of(name + ".scale", *weights++, f.n_out, ScalarType::Float, scaled));
+    owner.*f.leaf = leaf;
+  }
+}
+
+void read_cache(Layer& layer, Tensor& k, Tensor& v, int64_t n_row, const Shape& s, Dtype dtype) {
+  check_shape("k", k, {n_row, s.n_kv_head, s.n_context, s.d_head}), check_shape("v", v, {n_row, s.n_kv_head, s.n_context, s.d_head});
+  STD_TORCH_CHECK(dtype_of("k", k) == dtype && dtype_of("v", v) == dtype, "k, v: expected one dtype in all layers");
+  check_last("k", k), check_last("v", v);
+  layer.k_cache = k.mutable_data_ptr(), layer.v_cache = v.mutable_data_ptr();
+  take_strides(layer.k_stride, k), take_strides(layer.v_stride, v);
+}
+
+// A vector of int64 as decode reads it: contiguous, n long, or of any length if n is negative.
+const int64_t* numbers_of(const char* name, const Tensor& x, int64_t n) {
+  check_int64(name, x);
+  STD_TORCH_CHECK(x.dim() == 1 && (n < 0 || x.size(0) == n) && x.is_contiguous(), name, ": expected (", n, "), contiguous, got ",
+                  shape_of(x));
+  return static_cast<const int64_t*>(x.const_data_ptr());
+}
+
+std::tuple<Tensor, Tensor> decode_cpu_(std::vector<Tensor> weights, std::vector<int64_t> plan, std::vector<double> constants,
+                                       const Tensor tokens, std::vector<Tensor> k, std::vector<Tensor> v, const Tensor length,
+                                       const Tensor seed, const Tensor position, const Tensor stop, int64_t steps,
+                                       double temperature, int64_t top_k, double top_p, double min_p, int64_t n_threads) {
+  Decode d = {};
+  Shape& s = d.shape = shape_of(plan, constants);
+  const auto once = model_leaves(s);
+  const auto each = block_leaves(s);
+  STD_TORCH_CHECK(weights.size() == 3 * (once.size() + s.n_layer * each.size()), "weights: expected ",
+                  3 * (once.size() + s.n_layer * each.size()), " tensors, got ", weights.size());
+  STD_TORCH_CHECK(int64_t(k.size()) == s.n_layer && int64_t(v.size()) == s.n_layer, "k, v: expected ", s.n_layer, " layers, got ",
+                  k.size(), ", ", v.size());
+  const ScalarType type = weights[0].scalar_type();
+  d.weights = weights_of(weights[0]);
+  read_leaves(d, once, "", weights.data(), type);
+  d.n_row = tokens.dim() == 1 ? tokens.size(0) : -1;
+  STD_TORCH_CHECK(d.n_row >= 0 && steps >= 0, "tokens, steps: expected (B) and 0 or more, got ", shape_of(tokens), ", ", steps);
+  d.tokens = numbers_of("tokens", tokens, d.n_row), d.length = numbers_of("length", length, d.n_row);
+  d.position = numbers_of("position", position, d.n_row), d.stop = numbers_of("stop", stop, -1);
+  d.n_stop = stop.size(0), d.n_step = steps;
+  d.cache_dtype = k.empty() ? Dtype::fp32 : dtype_of("k", k[0]);
+  std::vector<Layer> layers(size_t(s.n_layer));
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const std::string prefix = "blocks." + std::to_string(i) + ".";
+    read_leaves(layers[i], each, prefix, weights.data() + 3 * (once.size() + i * each.size()), type);
+    read_cache(layers[i], k[i], v[i], d.n_row, s, d.cache_dtype);
+  }
+  d.layers = layers.data();
+  for (int64_t b = 0; b < d.n_row; ++b) {
+    STD_TORCH_CHECK(0 <= d.tokens[b] && d.tokens[b] < s.n_vocab, "tokens: expected 0 to ", s.n_vocab - 1, " in row ", b, ", got ",
+                    d.tokens[b]);
+    STD_TORCH_CHECK(0 <= d.length[b] && d.length[b] <= s.n_context, "length: expected 0 to ", s.n_context, " in row ", b, ", got ",
+                    d.length[b]);
+  }
+  Tensor drawn = torch::stable::new_empty(tokens, {d.n_row, steps}, ScalarType::Long);
+  Tensor lengths = torch::stable::new_empty(tokens, {d.n_row}, ScalarType::Long);
+  d.drawn = static_cast<int64_t*>(drawn.mutable_data_ptr()), d.new_length = static_cast<int64_t*>(lengths.mutable_data_ptr());
+  std::fill_n(d.drawn, d.n_row * steps, -1);
+  d.sampling = {nullptr, nullptr, numbers_of("seed", seed, d.n_row), nullptr, 0, 1, 1, s.n_vocab, top_k, top_p, min_p,
+                temperature == 0 ? 0.0f : float(1.0 / temperature), Dtype::fp32};
+  if (d.n_row == 0) return {drawn, lengths};
+
+  const Isa& use = isa();
+  const int64_t usual = std::min(int64_t(torch::stable::get_num_threads()), int64_t(n_cpu()));
+  const int n_thread = int(std::min(n_threads > 0 ? n_threads : usual, int64_t(256)));  // asked for by number: as asked
+  const size_t n_byte = (size_t(use.decode_floats(d, n_thread)) * sizeof(float) + 63) / 64 * 64;
+  const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(64, n_byte), std::free);
+  if (!memory) throw std::bad_alloc();
+  std::memset(memory.get(), 0, n_byte);
+  d.memory = static_cast<float*>(memory.get());
+  struct Job { const Decode& d; const Isa& use; } job = {d, use};
+  Team::run(n_thread, use.decode_scratch(d), [](const void* context, Team& team, int thread, int n) {
+    const Job& job = *static_cast<const Job*>(context);
+    job.use.decode(job.d, team, thread, n);
+  }, &job);
+  return {drawn, lengths};
+}
+
 }  // namespace
 }  // namespace gptcore
 
 STABLE_TORCH_LIBRARY_IMPL(gptcore, CPU, m) {
   m.impl("sample", TORCH_BOX(&gptcore::sample_cpu));
   m.impl("kv_attention_", TORCH_BOX(&gptcore::kv_attention_cpu_));
+  m.impl("decode_", TORCH_BOX(&gptcore::decode_cpu_));
 }

@@ -21,17 +21,20 @@ import torch
 from gptcore import ops, sampling
 from gptcore.cache import append_
 
-ABI = 1  # the operators' schemas, as csrc/module.cpp numbers them
+ABI = 2  # the operators' schemas, as csrc/module.cpp numbers them
 NOT_BUILT = "native kernels not built (invoke build)"
 MODES = ("auto", "native", "reference")
 STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Op(NamedTuple):
-    """One operator: two ways of the same signature, and unserved(*tensors) -> why native cannot, or an empty string."""
+    """One operator: two ways of the same signature, and unserved(*tensors) -> why native cannot, or an empty string.
+
+    decode_ has no reference here: its twin is generate's own loop over the other operators.
+    """
 
     native: Callable
-    reference: Callable
+    reference: Callable | None
     unserved: Callable
     condition: str
 
@@ -121,11 +124,39 @@ def _sample_unserved(logits):
     return ""
 
 
+# ----------------------------------------------------------------------------------------------------------- decoding
+
+
+def decode_(weights, plan, constants, tokens, k, v, length, *, seed, position, stop, steps, n_threads=0, **sampling_of):
+    """`steps` whole steps for B rows: tokens (B,) are read at length (B,), drawn ones are read next; keys are appended.
+
+    weights, plan, constants as engine.pack makes them; k, v the cache's buffers, a layer each; seed, position (B,),
+    position being the index of the first token drawn; a row ends after a token of stop (N,), or when its cache is full.
+    -> (tokens (B,steps), -1 after a row's end, new lengths (B,)). n_threads 0: as torch, at most a CPU each. Raises
+    ValueError for settings out of range, and where native code cannot serve.
+    """
+    sampling.check_settings(**sampling_of)
+    if reason := why_not("decode_", *k, *v):
+        raise ValueError(f"decode_: expected what native code serves, but {reason}")
+    words = {"seed": seed.contiguous(), "position": position.contiguous(), "stop": stop}
+    counts = {"steps": steps, "n_threads": n_threads}
+    arguments = (weights, plan, constants, tokens.contiguous(), k, v, length.contiguous())
+    return _below_autograd(torch.ops.gptcore.decode_, *arguments, **words, **counts, **sampling_of)
+
+
+def _decode_unserved(*stores):
+    kinds = {x.dtype for x in stores}
+    if len(kinds) > 1 or not kinds <= set(STORED):
+        return f"{' and '.join(sorted(map(str, kinds)))} together are not served"
+    return ""
+
+
 # ------------------------------------------------------------------------------------------------------------- choice
 
 _ATTENTION = Op(_attention_native, _attention_reference, _attention_unserved, "CPU, three storage types, head <= 256")
 _SAMPLE = Op(_sample_native, sampling.sample, _sample_unserved, "CPU, three storage types, V <= 2^22")
-OPS = {"kv_attention_": _ATTENTION, "sample": _SAMPLE}
+_DECODE = Op(decode_, None, _decode_unserved, "CPU, float32 or bfloat16 (int8 where packed so)")
+OPS = {"kv_attention_": _ATTENTION, "sample": _SAMPLE, "decode_": _DECODE}
 
 
 def choose(name, *tensors) -> Callable:
@@ -237,8 +268,13 @@ def _describe():
     """Result shapes for the compiler, and a refusal where autograd would be silently wrong."""
     torch.library.register_fake("gptcore::sample", lambda logits, *, seed, **_: seed.new_empty(len(logits)))
     torch.library.register_fake("gptcore::kv_attention_", lambda q, *_, **__: q.new_empty(q.shape))
+    torch.library.register_fake("gptcore::decode_", _fake_decode)
     for name in OPS:
         _autograd.impl(name, _refusal(getattr(torch.ops.gptcore, name).default), "Autograd", with_keyset=True)
+
+
+def _fake_decode(weights, plan, constants, tokens, k, v, length, *, steps, **_):
+    return tokens.new_empty((len(tokens), steps)), tokens.new_empty(len(tokens))
 
 
 _autograd = torch.library.Library("gptcore", "IMPL")
@@ -246,7 +282,8 @@ _autograd = torch.library.Library("gptcore", "IMPL")
 
 def _refusal(op):
     def call(keyset, *args, **kwargs):
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        given = [x for arg in (*args, *kwargs.values()) for x in (arg if isinstance(arg, list | tuple) else [arg])]
+        tensors = [x for x in given if isinstance(x, torch.Tensor)]
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             raise NotImplementedError(f"{op.name()} is inference only: call it under torch.no_grad()")
         with torch._C._AutoDispatchBelowAutograd():

@@ -42,6 +42,8 @@ inline __m128i eight(const T* p) { return _mm_loadu_si128(reinterpret_cast<const
 inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline F16 load(const bf16* p) { return {wide_bf16(eight(p)), wide_bf16(eight(p + 8))}; }
 inline F16 load(const fp16* p) { return {_mm256_cvtph_ps(eight(p)), _mm256_cvtph_ps(eight(p + 8))}; }
+inline __m256 wide_int8(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)); }
+inline F16 load(const int8* p) { return {wide_int8(eight(p)), wide_int8(_mm_srli_si128(eight(p), 8))}; }
 template <class T>
 inline F16 load(const T* p, int n) {
   T some[16] = {};
@@ -64,8 +66,10 @@ inline float top(F16 x) {
 #include "../kernels/lanes.h"
 #include "../kernels/attention.h"
 #include "../kernels/sample.h"
+#include "../kernels/decode.h"
 
-constexpr Isa kIsa = {"avx2", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample};
+constexpr Isa kIsa = {"avx2", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample,
+                      decode_floats, decode_scratch, decode};
 
 }  // namespace
 

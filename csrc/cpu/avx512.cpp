@@ -39,6 +39,9 @@ inline F16 wide_bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(
 inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline F16 load(const bf16* p) { return wide_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline F16 load(const fp16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline F16 load(const int8* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 inline F16 load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
 inline F16 load(const bf16* p, int n) { return wide_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
 inline F16 load(const fp16* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p))}; }
@@ -73,8 +76,10 @@ inline void totals<16>(const F16* x, float* sums) {
 
 #include "../kernels/attention.h"
 #include "../kernels/sample.h"
+#include "../kernels/decode.h"
 
-constexpr Isa kIsa = {"avx512", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample};
+constexpr Isa kIsa = {"avx512", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample,
+                      decode_floats, decode_scratch, decode};
 
 }  // namespace
 

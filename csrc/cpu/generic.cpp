@@ -50,8 +50,10 @@ inline float top(F16 x) {
 #include "../kernels/lanes.h"
 #include "../kernels/attention.h"
 #include "../kernels/sample.h"
+#include "../kernels/decode.h"
 
-constexpr Isa kIsa = {"generic", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample};
+constexpr Isa kIsa = {"generic", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample,
+                      decode_floats, decode_scratch, decode};
 
 }  // namespace
 

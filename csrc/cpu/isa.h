@@ -1,6 +1,7 @@
 // The CPU's kernels, one table an instruction set, one of them chosen when the library loads.
 #pragma once
 #include "../kernels/types.h"
+#include "team.h"
 
 namespace gptcore {
 
@@ -13,6 +14,9 @@ struct Isa {
   void (*attend_partial)(const Attention& a, void* partials, int64_t first, int64_t last);   // pieces times blocks
   void (*attend_merge)(const Attention& a, const void* partials, int64_t first, int64_t last);  // pieces
   void (*sample)(const Sampling& s, int64_t first, int64_t last);                // rows
+  int64_t (*decode_floats)(const Decode& d, int n_thread);                       // what d.memory must hold
+  size_t (*decode_scratch)(const Decode& d);                                     // and every thread's scratch
+  void (*decode)(const Decode& d, Team& team, int thread, int n_thread);         // one thread's part of all of it
 };
 
 const Isa* generic();

@@ -38,6 +38,12 @@ inline F16 load(const bf16* p) {
 inline F16 load(const fp16* p) {
   return each([&](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p[4 * i].bits))); });
 }
+inline F16 load(const int8* p) {
+  const int8x16_t x = vld1q_s8(&p->v);
+  const int16x8_t lo = vmovl_s8(vget_low_s8(x)), hi = vmovl_s8(vget_high_s8(x));
+  const auto wide = [](int16x4_t y) { return vcvtq_f32_s32(vmovl_s16(y)); };
+  return {{wide(vget_low_s16(lo)), wide(vget_high_s16(lo)), wide(vget_low_s16(hi)), wide(vget_high_s16(hi))}};
+}
 template <class T>
 inline F16 load(const T* p, int n) {
   T some[16] = {};
@@ -58,8 +64,10 @@ inline float top(F16 x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[2]),
 #include "../kernels/lanes.h"
 #include "../kernels/attention.h"
 #include "../kernels/sample.h"
+#include "../kernels/decode.h"
 
-constexpr Isa kIsa = {"neon", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample};
+constexpr Isa kIsa = {"neon", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample,
+                      decode_floats, decode_scratch, decode};
 
 }  // namespace
 

@@ -5,6 +5,7 @@ inline uint32_t bits_of(float x) { uint32_t b; __builtin_memcpy(&b, &x, 4); retu
 inline float float_of(uint32_t b) { float x; __builtin_memcpy(&x, &b, 4); return x; }
 
 inline float widen(float x) { return x; }
+inline float widen(int8 x) { return float(x.v); }
 inline float widen(bf16 x) { return float_of(uint32_t(x.bits) << 16); }
 inline float widen(fp16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;

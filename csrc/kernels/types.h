@@ -39,6 +39,49 @@ struct Sampling {
   Dtype dtype;
 };
 
+// ------------------------------------------------------------------------------------------------------- the decoder
+
+struct int8 { int8_t v; };       // a weight; its row has a scale
+
+enum class Weights { fp32, bf16, int8 };
+
+struct Shape {                   // ModelConfig's numbers, by its names
+  int64_t n_vocab, n_context, n_layer, d_model, n_head, n_kv_head, d_head, d_ff, d_rot, rope_interleaved, window;
+  int64_t norm, mlp, block;      // which of config.py's CHOICES, in their order
+  double norm_eps, embed_scale, score_softcap, logit_softcap;
+};
+
+enum Norm { kLayernorm, kRmsnorm };
+enum Mlp { kGelu, kGeluTanh, kRelu2, kSwiglu };
+enum Block { kSequential, kParallel, kParallelSharedNorm };
+
+// A matrix (n_out, n_in) or a norm's gain (n_in): rows are padded with zeros to a multiple of 16. Null: there is none.
+struct Leaf {
+  const void* w;                 // a matrix as Weights says; gains and tables are floats
+  const float *b, *scale;        // (n_out); a norm's b is as long as its w
+};
+
+struct Layer {
+  Leaf norm_1, q, k, v, o, q_norm, k_norm, norm_2, gate, up, down;
+  void *k_cache, *v_cache;       // (B,H_kv,n_context,D)
+  int64_t k_stride[3], v_stride[3];  // row, head, position
+};
+
+// Whole steps for B rows: embed a token, every layer, the head, a draw that is the next step's token.
+struct Decode {
+  Shape shape;
+  Leaf embed, norm_f, head;      // head.w null: the embedding
+  Leaf positions, cos, sin, slopes;  // tables (n_context, C), (n_context, d_rot / 2) twice, (H)
+  const Layer* layers;
+  Sampling sampling;             // settings and seeds; n_vocab
+  const int64_t *tokens, *length, *position, *stop;  // (B) thrice; (n_stop)
+  int64_t *drawn, *new_length;   // (B, n_step), -1 where nothing was drawn; (B)
+  int64_t n_row, n_step, n_stop;
+  float* memory;                 // decode_floats(...), zeros
+  Weights weights;
+  Dtype cache_dtype;
+};
+
 constexpr int64_t kBlock = 256;  // keys that are summed together; the order of summation depends on nothing else
 constexpr int64_t kMaxHead = 256;
 constexpr int64_t kMaxVocab = 1 << 22;  // weights are below 2^40 and sums below 2^63
