@@ -13,10 +13,13 @@ from typing import NamedTuple
 
 import torch
 
+from gptcore import engine
 from gptcore.cache import init_cache, replace_, select, with_lengths
 from gptcore.device import key
 from gptcore.model import forward, residual, unembed
 from gptcore.sampling import PRESETS, Sampling, check_settings, sample
+
+ENGINES = ("auto", "eager", "native")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +31,12 @@ class GenerateOptions:
     seed: int | Sequence[int] = 42  # one for all rows, or one a row
     stop: tuple[int, ...] = ()  # a row ends after it has drawn one of these tokens: the end of text, usually
     cached: bool = True  # False: read everything again for every token, to see what the cache saves
+    engine: str = "auto"  # who decodes: "native" (engine.py), "eager" (forward, token by token), or the better one here
 
     def __post_init__(self):
         check_settings(**self.sampling._asdict())
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {self.engine!r}")
         if self.max_new_tokens < 0:
             raise ValueError(f"max_new_tokens: expected at least 0, got {self.max_new_tokens}")
 
@@ -72,26 +78,49 @@ def generate(params, config, prompts, options=GenerateOptions(), *, tap=None) ->
     empty prompt, an id outside the vocabulary, and logits that are not numbers.
     """
     rows = start_rows(prompts, options, config)
-    live, cache = list(range(len(rows))), None
+    native, packed, pace = decodes_natively(params, config, options, tap), None, engine.Pace()
+    live, cache, n_new = list(range(len(rows))), None, 0
     full = [place for place in live if rows[place].make_room_(config.n_context)]  # prompts longer than the context
-    for n_new in range(options.max_new_tokens if rows else 0):
-        growing = [rows[index] for index in live]
+    while rows and n_new < options.max_new_tokens:
+        growing, reread = [rows[index] for index in live], bool(full)
         if n_new == 0 or not options.cached:
             logits, cache = prefill(params, config, [row.context for row in growing], cached=options.cached, tap=tap)
+            steps = [draw(logits, growing, options.sampling)]
+        elif native:
+            packed = packed or engine.pack(params, config)
+            cache = read_again(params, config, growing, cache, full)
+            room = config.n_context + 1 - max(len(row.context) for row in growing)
+            n_steps = min(room, options.max_new_tokens - n_new)
+            steps, cache = decode_ahead(packed, growing, cache, options, n_steps, pace)
         else:
-            logits, cache = decode(params, config, growing, cache, full=full, tap=tap)
-        drawn = draw(logits, growing, options.sampling)
-        tokens = [-1] * len(rows)
-        for index, token in zip(live, drawn, strict=True):
-            tokens[index] = token
-            rows[index].ids.append(token)
-        yield Step(tokens, bool(full))
-        stays = [place for place, token in enumerate(drawn) if token not in options.stop]
+            cache = read_again(params, config, growing, cache, full, tap=tap)
+            logits, cache = decode(params, config, growing, cache, tap=tap)
+            steps = [draw(logits, growing, options.sampling)]
+        for drawn in steps:
+            tokens = [-1] * len(rows)
+            for index, token in zip(live, drawn, strict=True):
+                tokens[index] = token
+                rows[index].ids += [token] if token >= 0 else []
+            yield Step(tokens, reread)
+            n_new, reread = n_new + 1, False
+        stays = [place for place, row in enumerate(growing) if row.ids[-1] not in options.stop]
         if not stays:
             return
         if len(stays) < len(live):
             live, cache = [live[place] for place in stays], cache and select(cache, stays)
         full = [place for place, index in enumerate(live) if rows[index].make_room_(config.n_context)]
+
+
+def decodes_natively(params, config, options, tap) -> bool:
+    """Will the native decoder be used? Raises ValueError where it is asked for and cannot serve."""
+    reason = "a tap is given" if tap else "" if options.cached else "nothing is cached"
+    if options.engine == "eager":
+        return False
+    with torch.no_grad():
+        reason = reason or engine.why_not(params, config)
+    if reason and options.engine == "native":
+        raise ValueError(f"engine: expected what the native decoder serves, but {reason}")
+    return not reason
 
 
 def start_rows(prompts, options, config) -> list[Row]:
@@ -120,24 +149,39 @@ def prefill(params, config, contexts, *, cached=True, tap=None):
 
 
 @torch.no_grad()
-def decode(params, config, rows, cache, *, full=(), tap=None):
-    """Read each row's newest token -> (logits (B,V), a longer cache); full: places of rows to read again first."""
+def read_again(params, config, rows, cache, full, *, tap=None):
+    """The cache once the rows at the places `full` were read again from where they begin now, up to their newest."""
     for place in full:
         *older, _ = rows[place].context
         if older:
             replace_(cache, place, prefill(params, config, [older], tap=tap)[1])
-    if full:
-        cache = with_lengths(cache, [len(row.context) - 1 for row in rows])
+    return with_lengths(cache, [len(row.context) - 1 for row in rows]) if full else cache
+
+
+@torch.no_grad()
+def decode(params, config, rows, cache, *, tap=None):
+    """Read each row's newest token -> (logits (B,V), a longer cache)."""
     newest = torch.tensor([row.ids[-1:] for row in rows], device=cache.length.device)  # (B,1)
     logits, cache = forward(params, config, newest, cache, tap=tap)
     return logits[:, 0], cache
 
 
+def decode_ahead(packed, rows, cache, options, n_steps, pace):
+    """Up to n_steps tokens for every row by the native decoder -> (a list of B tokens a step, a longer cache)."""
+    newest = torch.tensor([row.ids[-1] for row in rows])
+    settings = {"sampling": options.sampling, "stop": options.stop, "pace": pace}
+    return engine.decode_(packed, cache, newest, **words(rows), n_steps=n_steps, **settings)
+
+
+def words(rows) -> dict:
+    """What a row's draw depends on beside its logits, each (B,): its seed, and the index its next token will have."""
+    seed = torch.tensor([row.seed - (row.seed >> 63 << 64) for row in rows])  # the same 64 bits, read as int64
+    return {"seed": seed, "position": torch.tensor([len(row.ids) for row in rows])}
+
+
 def draw(logits, rows, sampling) -> list[int]:
     """A token for each row, by its own seed and the index that the token will have in it."""
-    seed = torch.tensor([row.seed - (row.seed >> 63 << 64) for row in rows])  # the same 64 bits, read as int64
-    position = torch.tensor([len(row.ids) for row in rows])
-    return sample(logits, seed=seed, position=position, **sampling._asdict()).tolist()
+    return sample(logits, **words(rows), **sampling._asdict()).tolist()
 
 
 def text_pieces(tokens: Iterable[int], tokenizer, stop=()) -> Iterator[str]:
