@@ -47,6 +47,13 @@ from tools.native import build_first
     "--n-context", type=click.IntRange(min=1), help="A longer context than the run's; not for learned positions."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "eager", "native"]),
+    default="auto",
+    show_default=True,
+    help="Who decodes: native kernels, torch operators, or the faster one that can.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all cores).")
 @click.option("--list-presets", is_flag=True, help="Show the presets and stop; needs no run.")
 def generate(**given):

@@ -45,7 +45,7 @@ def make_options(given, settings, model) -> GenerateOptions:
     """What generate needs; a text ends at the end of text."""
     return GenerateOptions(
         sampling=settings, max_new_tokens=given["max_new_tokens"], seed=given["seed"],
-        stop=(model.tokenizer.eot,), cached=not given["no_cache"],
+        stop=(model.tokenizer.eot,), cached=not given["no_cache"], engine=given["engine"],
     )  # fmt: skip
 
 
