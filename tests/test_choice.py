@@ -152,6 +152,7 @@ def test_reading_items():
         ("[1]", "line 2: expected a JSON object"),
         ('{"ctx": "a", "endings": ["b", 3], "label": 0}', "line 2: expected .*endings"),
         ('{"endings": ["b"], "label": 0}', "line 2: expected .*ctx"),
+        ('{"activity_label": "a", "ctx_a": "b", "ctx_b": 3, "endings": ["c"], "label": 0}', "line 2: expected .*ctx"),
         ('{"ctx": "a", "endings": ["b"], "label": 1}', "line 2: expected a label in 0..0, got 1"),
         ('{"ctx": "a", "endings": ["b"], "label": -1}', "line 2: expected a label in 0..0, got -1"),
         ('{"ctx": "a", "endings": ["b"]}', "line 2: expected a label in 0..0, got None"),

@@ -97,7 +97,7 @@ def read_items(lines) -> list[Item]:
     """
     items = []
     for number, row in _rows(lines):
-        hellaswag = {"activity_label", "ctx_a", "ctx_b"} <= row.keys()
+        hellaswag = all(isinstance(row.get(name), str) for name in ("activity_label", "ctx_a", "ctx_b"))
         endings, label = row.get("endings"), row.get("label")
         context = (
             f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}" if hellaswag else row.get("ctx")
