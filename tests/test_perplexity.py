@@ -256,6 +256,14 @@ def test_intervals_are_over_documents():
     assert few["loss"].value == pytest.approx(Scores(*(column[:9] for column in scores)).loss)
 
 
+def test_a_hopeless_model_has_an_interval():
+    """1,000 nats a token: e^1000 is no float, and the perplexity is infinite instead of an error."""
+    ones = torch.ones(20, dtype=torch.long)
+    found = intervals(Scores(1000.0 * ones, ones, ones, ones), generator=device.generator("intervals"))
+    assert found["loss"] == pytest.approx((1000, 1000, 1000))
+    assert found["perplexity"] == (math.inf,) * 3
+
+
 def test_one_long_text_is_cut_into_blocks():
     """Every token in one block of at least 40, its bytes with it; a short document is a block, an empty one is none."""
     texts = [tokens for tokens, _ in documents(200, 15, 0, 79, 80)]

@@ -27,6 +27,11 @@ MIN_UNITS = 10  # documents or blocks below which no interval is given: percenti
 MIN_XZ = 65_536  # bytes below which a general compressor has not yet learned anything
 
 
+def exp(nats) -> float:
+    """e^nats; inf beyond e^709, where there are no floats."""
+    return math.inf if nats > 709 else math.exp(nats)
+
+
 class Stopped(Exception):
     """stop() said so before every target was scored: there is no score of half a text."""
 
@@ -47,7 +52,7 @@ class Scores(NamedTuple):
     @property
     def perplexity(self) -> float:
         """exp(loss): as unsure as a choice among so many tokens. Compares models with the same tokenizer only."""
-        return math.exp(self.loss) if self.loss < 709 else math.inf  # beyond e^709 there are no floats
+        return exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
@@ -141,7 +146,7 @@ def intervals(scores, *, generator, draws=1000) -> dict[str, Interval]:
     if len(units) >= MIN_UNITS:
         bounds = stats.percentiles(ratios(stats.bootstrap_sums(units, draws=draws, generator=generator)))
     loss, bits, accuracy = (Interval(*column) for column in torch.stack([ratios(units.sum(0)), *bounds]).T.tolist())
-    perplexity = Interval(*(math.exp(bound) for bound in loss))
+    perplexity = Interval(*map(exp, loss))
     return {"loss": loss, "perplexity": perplexity, "bits_per_byte": bits, "accuracy": accuracy}
 
 
