@@ -85,6 +85,12 @@ def test_many_comparisons_pay_for_each_other():
     assert family[0].word.startswith("tied")
 
 
+def test_a_clear_difference_is_found_among_many():
+    """Each of 120 models is far worse than the base. Seen to fail with 2,000 draws, of which p is at least 0.0005."""
+    pairs = [(model("base", spread(4)), model(str(i), spread(4) + 0.3)) for i in range(120)]
+    assert {found.word for found in compare(pairs, generator=generator())} == {"worse"}
+
+
 def test_false_alarms_and_coverage():
     """400 pairs without and with a difference of 0.01: 5 % false alarms, 95 % coverage, each within chance.
 
@@ -145,6 +151,17 @@ def test_questions(b, c, p):
     assert found.p == stats.mcnemar(b, c)
     assert found.difference.value == pytest.approx((c - b) / len(first))
     assert found.difference.low <= found.difference.value <= found.difference.high
+    n = len(first)  # the variance of a difference of two indicators, and 2.8016 standard errors of its mean
+    assert found.detectable == pytest.approx(2.8016 * math.sqrt(((b + c) / n - ((b - c) / n) ** 2) / n), rel=0.1)
+
+
+def test_a_few_questions_have_no_interval():
+    """Nine questions: the exact p-value stands, bounds do not."""
+    found = compare_items([True] * 9, [False] * 9, generator=generator())
+    assert found.difference.value == -1
+    assert math.isnan(found.difference.low)
+    assert math.isnan(found.difference.high)
+    assert found.p == 2 / 2**9
 
 
 def test_other_questions_are_refused():

@@ -54,8 +54,9 @@ class Answered(NamedTuple):
 
     only_first: int  # questions that only this one got right
     only_second: int
-    difference: Interval  # accuracy of the second less that of the first
+    difference: Interval  # accuracy of the second less that of the first; no bounds below 10 questions
     p: float  # McNemar's, exact
+    detectable: float  # the smallest true difference found four times in five; 0 where no answer differs
 
 
 def mismatch(first, second) -> str:
@@ -73,8 +74,9 @@ def compare(pairs, *, generator, margin=MARGIN, draws=2000) -> list[Comparison]:
 
     The difference is sum(nats of second - first) / (ln 2 sum bytes) with a paired bootstrap over documents. The word
     is the first that holds of: not comparable, too few documents (below 10), better or worse (the interval excludes 0
-    and p < 0.05), equivalent within the margin (the interval is inside), tied.
+    and p < 0.05), equivalent within the margin (the interval is inside), tied. There are at least 40 draws a pair.
     """
+    draws = max(draws, 40 * len(pairs))  # p is no less than 1 / draws, and of many pairs none could be below 0.05
     found = [_difference(first.scores, second.scores, generator, draws) if not _why(first, second) else None
              for first, second in pairs]  # fmt: skip
     adjusted = iter(stats.holm([difference.p.item() for difference in found if difference]))
@@ -120,7 +122,9 @@ def compare_items(first, second, *, generator, draws=2000) -> Answered:
     only = [int((first & ~second).sum()), int((second & ~first).sum())]
     gain = second.double() - first.double()
     found = stats.paired_difference(gain, torch.ones_like(gain), generator=generator, draws=draws)
-    return Answered(*only, Interval(*(float(bound) for bound in found[:3])), stats.mcnemar(*only))
+    low, high = (float(bound) if len(gain) >= MIN_UNITS else math.nan for bound in (found.low, found.high))
+    seen = float(stats.detectable(found.error))
+    return Answered(*only, Interval(float(found.value), low, high), stats.mcnemar(*only), seen)
 
 
 def _why(first, second) -> str:
