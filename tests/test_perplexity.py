@@ -9,11 +9,14 @@ from cases import CONFIGS, TINY, random_params, random_tokens
 from gptcore import device, tree
 from gptcore.config import architecture
 from gptcore.evaluate.perplexity import (
+    Likelihood,
     Scores,
     Stopped,
     blocks,
+    byte_blocks,
     detail,
     first_tokens,
+    gap,
     intervals,
     references,
     score_documents,
@@ -276,6 +279,43 @@ def test_one_long_text_is_cut_into_blocks():
     whole = score_documents(PARAMS, CONFIG, [(text, sum(text)) for text in texts], eot=EOT)
     assert cut.nats.sum().item() == pytest.approx(whole.nats.sum().item(), rel=1e-12)
     assert cut.n_correct.sum() == whole.n_correct.sum()
+
+
+def test_blocks_of_bytes_are_the_same_for_every_tokenizer():
+    """A text as bytes and as ids of 1 to 7 bytes: equal cuts, and each token where it begins."""
+    widths, generator = torch.arange(1, 8), device.generator("bytes")
+    tokens = torch.randint(7, (40,), generator=generator)
+    n = int(widths[tokens].sum())
+    nats = torch.rand(n + 5, generator=generator)
+    fine = byte_blocks(
+        Likelihood(nats, nats < 0.5), torch.tensor([n, 0, 5]), [([0] * n, n), ([], 0), ([0] * 5, 5)], [1], 20
+    )
+    assert fine.n_bytes.tolist() == fine.n_tokens.tolist() == [20] * (n // 20 - 1) + [20 + n % 20, 5]
+    torch.testing.assert_close(fine.nats[1], nats[20:40].double().sum())
+    nats = torch.rand(40, generator=generator)
+    coarse = byte_blocks(Likelihood(nats, nats < 0.5), torch.tensor([40]), [(tokens.tolist(), n)], widths, 20)
+    assert torch.equal(coarse.n_bytes, fine.n_bytes[:-1])
+    starts = widths[tokens].cumsum(0) - widths[tokens]
+    inside = (starts >= 20) & (starts < 40)
+    torch.testing.assert_close(coarse.nats[1], nats[inside].double().sum())
+    assert coarse.n_tokens[1] == inside.sum()
+    assert coarse.n_correct.sum() == (nats < 0.5).sum()
+
+
+def test_the_gap_is_found_where_there_is_one():
+    """Documents of 2 and 2.5 nats a token, give or take 0.1: the interval holds 0.5; the text itself has no gap."""
+    generator, ones = device.generator("gap"), torch.full((50,), 100)
+    trained, held_out = (
+        Scores(100 * (level + 0.1 * torch.randn(50, generator=generator).double()), ones, ones, ones)
+        for level in (2, 2.5)
+    )
+    found = gap(held_out, trained, generator=generator)
+    assert found.value == pytest.approx(held_out.loss - trained.loss)
+    assert found.low < 0.5 < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.1 * math.sqrt(2 / 50), rel=0.3)
+    same = gap(trained, trained, generator=generator)
+    assert same.low < same.value == 0 < same.high
+    assert math.isnan(gap(Scores(*(column[:9] for column in held_out)), trained, generator=generator).low)
 
 
 def chain(log_p):

@@ -155,14 +155,46 @@ def blocks(measures, n_tokens, documents, token_bytes, size) -> Scores:
 
     measures and n_tokens come from score_tokens on documents, sequences of ids; token_bytes (V,) are the bytes of ids.
     """
-    pieces, targets = [], []
-    for tokens, n in zip(documents, n_tokens.tolist(), strict=True):
-        whole = max(1, n // size) if n else 0
-        pieces += [size] * (whole - 1) + [n - size * (whole - 1)] * (whole > 0)
-        targets.append(torch.as_tensor(tokens).long()[len(tokens) - n :])
-    sizes = torch.tensor(pieces, dtype=torch.long)
+    pieces = [cuts(n, size) for n in n_tokens.tolist()]
+    sizes = torch.tensor([size for cut in pieces for size in cut], dtype=torch.long)
+    targets = [torch.as_tensor(tokens).long()[len(tokens) - n :] for tokens, n in zip(documents, n_tokens, strict=True)]
     n_bytes = per_document(torch.as_tensor(token_bytes)[torch.cat(targets)], sizes)
     return Scores(per_document(measures.nats, sizes), sizes, n_bytes, per_document(measures.correct, sizes))
+
+
+def byte_blocks(measures, n_tokens, documents, token_bytes, size) -> Scores:
+    """Scores of blocks of at least `size` bytes: the same parts of a text whatever the tokenizer, for comparisons.
+
+    A token counts where it begins. documents are (ids, bytes) pairs of which score_tokens read every token.
+    """
+    places, sizes = [], []
+    for (tokens, n_bytes), n in zip(documents, n_tokens.tolist(), strict=True):
+        width = torch.as_tensor(token_bytes)[torch.as_tensor(tokens).long()[len(tokens) - n :]].long()
+        cut = cuts(n_bytes, size)
+        places.append(len(sizes) + ((width.cumsum(0) - width) // size).clamp(max=max(0, len(cut) - 1)))
+        sizes += cut
+    places, n_bytes = torch.cat(places), torch.tensor(sizes)
+    sums = lambda values: torch.zeros(len(sizes), dtype=values.dtype).index_add_(0, places, values)
+    return Scores(sums(measures.nats.double()), sums(torch.ones_like(places)), n_bytes, sums(measures.correct.long()))
+
+
+def cuts(n, size) -> list[int]:
+    """The sizes of the blocks of at least `size` that n are cut into: one block if n is less, none if it is 0."""
+    whole = max(1, n // size) if n else 0
+    return [size] * (whole - 1) + [n - size * (whole - 1)] * (whole > 0)
+
+
+def gap(held_out, trained, *, generator, draws=1000) -> Interval:
+    """Loss on held-out text less loss on training text, two Scores, in nats per token; they are resampled apart."""
+    low = high = math.nan
+    if min(len(held_out.nats), len(trained.nats)) >= MIN_UNITS:
+        drawn = [
+            stats.bootstrap_sums(torch.stack([s.nats, s.n_tokens.double()], dim=1), draws=draws, generator=generator)
+            for s in (held_out, trained)
+        ]
+        here, there = (sums[:, 0] / sums[:, 1] for sums in drawn)
+        low, high = map(float, stats.percentiles(here - there))
+    return Interval(held_out.loss - trained.loss, low, high)
 
 
 def references(documents, n_vocab, *, counts=None, texts=None) -> dict[str, float]:
