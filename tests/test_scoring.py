@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from click.testing import CliRunner
 from gptcore import checkpoint, data, tree
 from gptcore import tokenizer as tokenizers
 from gptcore.config import architecture
+from gptcore.evaluate.calibration import Curve
+from gptcore.evaluate.choice import last_words, multiple_choice, read_items, read_words
 from gptcore.evaluate.perplexity import score_documents
 from gptcore.model import init_params
 from tools import drawing, scoring
 from tools.cli import main
+from tools.reliability import BAR, LEFT, SIZE, TOP, reliability_svg
 
 TEXT = "The cat sat. A dog ran by the river, and one of two birds sang in the old tree."
 SENTENCES = TEXT.split()
@@ -58,6 +62,7 @@ def home(tmp_path_factory):
             sizes = {"n_context": 32, "n_sequences": 4, "seed": 1}
             write_run(name, words, data.prepare("texts.jsonl", words, cache="data", **sizes).plan, weights)
         checkpoint.mark("runs/bytes", "best", 2)
+        write_run("planless", byte, None, (0.1,)).rename("planless")
         questions = [{"ctx": "The cat", "endings": ["sat.", "tree", "by the river"], "label": i % 3} for i in range(12)]
         (place / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
         (place / "words.jsonl").write_text('{"text": "one of two"}\n{"text": "a cat sat"}\n')
@@ -120,12 +125,54 @@ def test_evaluate_reads_files_in_windows_of_any_size():
 
 
 def test_one_long_text_has_an_interval_over_blocks():
+    """Of the context, however small the window: every number has bounds, the calibration's too."""
     output = call("evaluate", "--run", "bytes", "--data", "words.jsonl", "--train-gap", "--json", "scores.json")
     assert "too few, 10 are needed" in output
-    assert read("scores.json")[0]["loss"]["low"] is None
+    assert "other text" in output
+    assert "overfitting" not in output
+    found = read("scores.json")[0]
+    assert found["loss"]["low"] is None
+    assert found["train_gap"]["difference"]["low"] is None
     assert "Loss on training text" in output
     Path("long.txt").write_text(" ".join(SENTENCES * 30))
-    assert "blocks of 32 tokens or more" in call("evaluate", "--run", "bytes", "--data", "long.txt")
+    output = call(
+        "evaluate", "--run", "bytes", "--data", "long.txt", "--window", 8, "--calibration", "--json", "scores.json"
+    )
+    assert "blocks of 32 tokens or more" in output
+    assert "1 document," in output
+    found = read("scores.json")[0]
+    for interval in (found["loss"], found["calibration"]["ece"], found["calibration"]["brier"]):
+        assert interval["low"] <= interval["value"] <= interval["high"]
+
+
+def test_the_gap_to_training_text_is_measured():
+    """Both sides by the library, as many tokens of each."""
+    call("evaluate", "--run", "bytes", "--train-gap", "--json", "scores.json")
+    model, found = scoring.load("runs/bytes", GIVEN), read("scores.json")[0]
+    text = scoring.train_text(model, {"cache": "data"}, found["n_tokens"])
+    assert sum(len(document.tokens) for document in text) == found["n_tokens"]
+    wanted = score_documents(model.params, model.config, scoring.pairs(text), eot=model.tokenizer.eot).loss
+    assert found["train_gap"]["train_loss"]["value"] == pytest.approx(wanted, rel=1e-6)
+    more = found["train_gap"]["difference"]
+    assert more["value"] == pytest.approx(found["loss"]["value"] - wanted, rel=1e-4)
+    assert more["low"] < more["value"] < more["high"]
+
+
+def test_the_curve_is_drawn():
+    """A dot a bin at what was said and what came true, the same numbers as in the JSON."""
+    call("evaluate", "--run", "bytes", "--svg", "curve.svg", "--json", "scores.json")
+    curve = read("scores.json")[0]["calibration"]["curve"]
+    picture = xml.parse("curve.svg").getroot()
+    assert picture.find("{*}title").text == "Calibration of bytes step-0000002"
+    dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in picture.findall("{*}circle")]
+    wanted = zip(curve["confidence"], curve["accuracy"], strict=True)
+    assert dots == [pytest.approx((LEFT + SIZE * said, TOP + SIZE * (1 - true)), abs=0.06) for said, true in wanted]
+    bars = [float(bar.get("height")) for bar in picture.findall("{*}rect")]
+    assert max(bars) == BAR
+    assert bars == pytest.approx([BAR * n / max(curve["n"]) for n in curve["n"]], abs=0.06)
+    assert (
+        "<a> & b" in xml.fromstring(reliability_svg("<a> & b", Curve(*torch.full((5, 1), 0.5)))).find("{*}title").text
+    )
 
 
 def test_questions_and_last_words():
@@ -133,6 +180,26 @@ def test_questions_and_last_words():
     assert "33.3 %" in output  # the same question with each of three labels: a third is right
     for name in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "Brier", "2 last words"):
         assert name in output
+
+
+def test_answers_are_written_down():
+    """Every question and word of the JSON is the library's."""
+    call("evaluate", "--run", "bytes", "--choices", "questions.jsonl", "--last-words", "words.jsonl",
+         "--json", "answers.json", "--svg", "answers.svg")  # fmt: skip
+    model, found = scoring.load("runs/bytes", GIVEN), read("answers.json")[0]
+    parts = model.params, model.config, model.tokenizer
+    wanted = multiple_choice(*parts, scoring.named("questions.jsonl", read_items))
+    assert [row["log_p"] for row in found["choices"]["questions"]] == wanted.log_p.tolist()
+    assert found["choices"]["acc"]["value"] == 4 / 12
+    words = last_words(*parts, scoring.named("words.jsonl", read_words))
+    assert [row["log_p"] for row in found["last_words"]["words"]] == words.log_p.tolist()
+    assert found["last_words"]["perplexity"] == words.perplexity
+    assert xml.parse("answers.svg").getroot().findall("{*}circle")
+
+
+def test_a_line_separator_inside_json_ends_no_line():
+    Path("separated.jsonl").write_text('{"text": "one\u2028two three"}\n', encoding="utf-8")
+    assert "1 last word\n" in call("evaluate", "--run", "bytes", "--last-words", "separated.jsonl")
 
 
 def test_a_run_has_its_steps_compared():
@@ -185,12 +252,28 @@ def test_answers_are_compared_by_mcnemar():
         (["evaluate", "--run", "bytes", "--data", "none.txt"], "data: expected"),
         (["evaluate", "--run", "bytes", "--choices", "odd.jsonl"], "odd.jsonl, line 1: expected .*endings"),
         (["evaluate", "--run", "bytes", "--last-words", "odd.jsonl"], "odd.jsonl, line 2: expected .*two words"),
+        (
+            ["evaluate", "--run", "bytes", "--choices", "questions.jsonl", "--tokens", 5],
+            "tokens: expected no questions",
+        ),
+        (
+            ["evaluate", "--run", "bytes", "--last-words", "words.jsonl", "--svg", "x.svg"],
+            "svg: expected text or --choices",
+        ),
+        (["evaluate", "--run", "bytes", "--json", "none/x.json"], "json: expected a file in a folder that is there"),
+        (["evaluate", "--run", "bytes", "--choices", "latin.jsonl"], "latin.jsonl: expected UTF-8 text"),
+        (["evaluate", "--run", "planless"], "data: expected --data for planless step-0000001"),
+        (
+            ["evaluate", "--run", "planless", "--data", "words.jsonl", "--train-gap"],
+            "data: expected --data for planless",
+        ),
         (["compare", "--run", "merged"], "run: expected two models or more to compare, got 1"),
         (["compare", "--run", "bytes", "--run", "nobody"], "run: expected a run or step folder, got nobody"),
         (["sampling-demo", "--run", "nobody"], "run: expected a run or step folder, got nobody"),
     ],
 )
 def test_what_is_wrong_is_one_line(argv, message):
+    Path("latin.jsonl").write_bytes('{"text": "one é"}'.encode("latin-1"))
     with pytest.raises(ValueError, match=message):
         call(*argv)
 
@@ -204,19 +287,8 @@ def test_without_the_harness_the_command_says_what_to_install():
 @pytest.mark.oracle
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: the extra [harness]")
 def test_the_harness_runs_on_a_run(tmp_path):
-    call(
-        "harness",
-        "--run",
-        "bytes",
-        "--tasks",
-        "gptcore_text",
-        "--limit",
-        2,
-        "--device",
-        "cpu",
-        "--output-path",
-        tmp_path,
-    )
+    call("harness", "--run", "bytes", "--tasks", "gptcore_text", "--limit", 2, "--device", "cpu",
+         "--output-path", tmp_path)  # fmt: skip
     [path] = tmp_path.rglob("results_*.json")
     assert json.loads(path.read_text())["results"]["gptcore_text"]["bits_per_byte,none"] > 0
 

@@ -52,7 +52,13 @@ import click
     "--json",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Write every number, down to each document and token.",
+    help="Write every number, down to each document and token, or each question.",
+)
+@click.option(
+    "--svg",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Draw the reliability curve: what was said against what came true.",
 )
 @click.option(
     "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
@@ -66,11 +72,15 @@ def evaluate(**given):
     from tools import scoring
 
     console = Console(highlight=False)
+    scoring.check_options(given)
     model = scoring.load(given["run"], given)
+    found = {"run": model.name, "tokenizer": model.tokenizer.fingerprint}
     if given["choices"]:
-        scoring.show_choices(model, given["choices"], console)
+        found["choices"] = scoring.show_choices(model, given, console)
     if given["last_words"]:
-        scoring.show_words(model, given["last_words"], console)
+        found["last_words"] = scoring.show_words(model, given["last_words"], console)
     if not given["choices"] and not given["last_words"]:
-        scoring.show_perplexity(model, given, console)
+        found |= scoring.show_perplexity(model, given, console)
+    if given["json"]:
+        scoring.write_json(given["json"], found)
     return 0

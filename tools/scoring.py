@@ -19,9 +19,13 @@ from gptcore.data import corpora, shards
 from gptcore.evaluate.calibration import calibration, certainty
 from gptcore.evaluate.choice import last_words, multiple_choice, read_items, read_words
 from gptcore.evaluate.perplexity import (
+    MIN_UNITS,
+    Scores,
     blocks,
     detail,
+    exp,
     first_tokens,
+    gap,
     intervals,
     likelihood,
     references,
@@ -30,6 +34,7 @@ from gptcore.evaluate.perplexity import (
     verdict,
     windows,
 )
+from tools.reliability import reliability_svg
 
 N_WORST = 20  # tokens shown in context
 BANDS = ((20, "excellent"), (50, "good"), (100, "decent"), (math.inf, "needs work"))  # cl100k_base only
@@ -64,6 +69,19 @@ def full(logits, targets) -> Full:
     return Full(*detail(logits, targets), sure.confidence, sure.brier)
 
 
+def check_options(given) -> None:
+    """Raise ValueError for options that do not go together, and for files in no folder, before any work is done."""
+    if given["choices"] or given["last_words"]:
+        for name in ("data", "tokens", "window", "stride", "train_gap", "per_token"):
+            if given[name]:
+                raise ValueError(f"{name}: expected no questions beside it, got --choices or --last-words")
+    if given["svg"] and given["last_words"] and not given["choices"]:
+        raise ValueError("svg: expected text or --choices, which have confidences, got --last-words")
+    for name in ("json", "svg", "per_token"):
+        if given[name] and not Path(given[name]).parent.is_dir():
+            raise ValueError(f"{name}: expected a file in a folder that is there, got {given[name]}")
+
+
 def load(run, given) -> checkpoint.Loaded:
     """RUN's best step, or the step that it is, on the device that was asked for."""
     if given["threads"]:
@@ -85,21 +103,28 @@ def read_text(model, given) -> list[Document]:
         texts = [text for _, text in corpus.documents()]
         n_bytes = [len(text.encode("utf-8", "replace")) for text in texts]
         return list(map(Document, texts, words.encode_batch(texts), n_bytes))
-    held_out = data.reopen(model.run["plan"], words, cache=given["cache"]).validation
+    held_out = own_text(model, given).validation
     return [Document(words.decode(tokens), list(tokens), size) for tokens, size in held_out]
 
 
+def own_text(model, given) -> data.Dataset:
+    """The text that the model's run was trained on. Raises ValueError where there is none, or it is not here."""
+    if not model.run.get("plan"):
+        raise ValueError(f"data: expected --data for {model.name}, which has no text of its own, got none")
+    return data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"])
+
+
 def train_text(model, given, n_tokens) -> list[Document]:
-    """The first documents of the training text, as many tokens as were held out."""
-    dataset = data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"])
-    folder, found = Path(given["cache"], dataset.plan["folder"]), []
+    """The first tokens of the training text, as many as were held out."""
+    dataset = own_text(model, given)
+    folder, found, left = Path(given["cache"], dataset.plan["folder"]), [], n_tokens
     for row in dataset.plan["groups"][0]:
         for tokens, size in shards.whole_documents(shards.open_shard(folder, row)):
-            if n_tokens <= 0:
-                return found
+            if left <= 0:
+                break
             found.append(Document(model.tokenizer.decode(tokens), tokens, size))
-            n_tokens -= len(tokens)
-    return found
+            left -= len(tokens)
+    return cut(found, n_tokens, model.tokenizer)
 
 
 def cut(documents, n_tokens, words) -> list[Document]:
@@ -128,35 +153,45 @@ def pairs(documents) -> list[tuple]:
 # ------------------------------------------------------------------------------------------------------- perplexity
 
 
-def show_perplexity(model, given, console) -> None:
-    """Score the text and print what came out."""
+def show_perplexity(model, given, console) -> dict:
+    """Score the text, print what came out, and return it for JSON."""
     documents = cut(read_text(model, given), most_tokens(model, given), model.tokenizer)
     texts = [document.text for document in documents]
-    measure = full if given["calibration"] or given["per_token"] else likelihood
+    forecasts = given["calibration"] or given["svg"]
+    measure = full if forecasts or given["per_token"] else likelihood
     began = time.perf_counter()
     with console.status(Text(f"reading {sum(len(d.tokens) for d in documents):,} tokens")):
         measures, n_tokens, scores = score(model, documents, given, measure)
     seconds = time.perf_counter() - began
-    units, unit = scores, "documents"
-    if len(units.nats) < 10:
-        size = given["window"] or model.config.n_context
-        units = blocks(measures, n_tokens, [d.tokens for d in documents], model.tokenizer.n_bytes, size)
-        unit = f"blocks of {size} tokens or more"
+    units, unit = in_units(model, documents, measures, n_tokens, scores)
     found = intervals(units, generator=device.generator("evaluate"))
     ladder = references(pairs(documents), model.config.n_vocab, counts=counts(model, given), texts=texts)
     console.print(facts(model, given, documents, scores, seconds))
     console.print(score_table(found))
-    for line in reading(model, scores, found, ladder, texts, len(units.nats), unit):
+    for line in reading(model, given, scores, found, ladder, texts, f"{len(units.nats)} {unit}"):
         console.print(Text(line))
+    content = {name: plain(interval) for name, interval in found.items()}
+    content |= {"references": ladder, "verdict": verdict(found["bits_per_byte"], ladder)}
+    content |= {"n_tokens": int(scores.n_tokens.sum()), "tokens_per_second": int(scores.n_tokens.sum()) / seconds}
     if given["train_gap"]:
-        console.print(gap_line(model, given, scores))
-    if given["calibration"]:
-        show_calibration(measures, n_tokens, console)
+        content["train_gap"] = show_gap(model, given, units, int(scores.n_tokens.sum()), console)
+    if forecasts:
+        generator = device.generator("evaluate", "calibration")
+        sure = calibration(measures.confidence, measures.correct, measures.brier, units.n_tokens, generator=generator)
+        content["calibration"] = show_curve(model, sure, given, console)
     if given["per_token"]:
         write_tokens(given["per_token"], model, documents, measures, n_tokens)
         console.print(worst_table(model, documents, measures, n_tokens))
-    if given["json"]:
-        write_json(given["json"], model, documents, measures, n_tokens, found, ladder)
+    return content | {"documents": by_document(documents, measures, n_tokens)}
+
+
+def in_units(model, documents, measures, n_tokens, scores) -> tuple[Scores, str]:
+    """What intervals are drawn over, and what to call it: documents, or blocks of a context where they are few."""
+    if len(scores.nats) >= MIN_UNITS:
+        return scores, "documents"
+    size = model.config.n_context
+    cut = blocks(measures, n_tokens, [d.tokens for d in documents], model.tokenizer.n_bytes, size)
+    return cut, f"blocks of {size} tokens or more"
 
 
 def facts(model, given, documents, scores, seconds) -> Table:
@@ -175,7 +210,7 @@ def facts(model, given, documents, scores, seconds) -> Table:
     source = ", ".join(given["data"]) or "what the run has held out"
     table = Table(box=box.SIMPLE, title=Text(model.name, style="bold"), title_justify="left", show_header=False)
     rows = {
-        "text": f"{source}: {len(documents):,} documents, {int(scores.n_bytes.sum()):,} bytes, {after}",
+        "text": f"{source}: {several(len(documents), 'document')}, {int(scores.n_bytes.sum()):,} bytes, {after}",
         "scored": f"{n_scored:,} tokens, {100 * n_scored / n_all:.1f} % of the text",
         "windows": f"{window} tokens, {stride} apart; a token saw {seen / n_scored:.0f} before it on average",
         "speed": f"{n_scored / seconds:,.0f} tokens a second",
@@ -183,6 +218,11 @@ def facts(model, given, documents, scores, seconds) -> Table:
     for name, value in rows.items():
         table.add_row(Text(name, style="#2196f3"), Text(value))
     return table
+
+
+def several(n, word) -> str:
+    """1 document, 2 documents."""
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
 
 
 def score_table(found) -> Table:
@@ -197,12 +237,12 @@ def score_table(found) -> Table:
     return table
 
 
-def reading(model, scores, found, ladder, texts, n_units, unit):
+def reading(model, given, scores, found, ladder, texts, units):
     """What the numbers say, a line each."""
     if math.isnan(found["loss"].low):
-        yield f"No intervals: {n_units} {unit} are too few, 10 are needed."
+        yield f"No intervals: {units} are too few, {MIN_UNITS} are needed."
     else:
-        yield f"Intervals: bootstrap over {n_units} {unit}."
+        yield f"Intervals: bootstrap over {units}."
     yield f"As unsure as a choice among {scores.perplexity:,.1f} tokens; untrained, among {model.config.n_vocab:,}."
     n_words = sum(len(re.split(r"\s+", text)) for text in texts)
     yield f"Perplexity of a word: {math.exp(min(700, scores.nats.sum().item() / n_words)):,.4g}."
@@ -212,7 +252,7 @@ def reading(model, scores, found, ladder, texts, n_units, unit):
     if model.tokenizer.name == "cl100k_base":
         yield f"Perplexity with this vocabulary: {next(word for top, word in BANDS if scores.perplexity < top)}."
     if model.state.get("train_loss") is not None:
-        yield against_training(math.exp(model.state["train_loss"]), scores.perplexity)
+        yield against_training(exp(model.state["train_loss"]), scores.perplexity, other=bool(given["data"]))
 
 
 def verb(words) -> str:
@@ -220,18 +260,19 @@ def verb(words) -> str:
     return f"is {words}" if words.startswith("no ") else words
 
 
-def against_training(trained, measured) -> str:
-    """The perplexity logged in training beside this one."""
+def against_training(trained, measured, *, other) -> str:
+    """The perplexity logged in training beside this one; on other text a difference need not be overfitting."""
     ratio = measured / trained
     words = "overfitting" if ratio > 1.5 else "slightly higher, which is normal" if ratio > 1.1 else "similar"
+    words = "other text" if other else words
     return f"Training perplexity {trained:.4g}, here {measured:.4g} ({measured - trained:+.4g}): {words}."
 
 
 def counts(model, given):
     """How often each id came in training; None where the run's text is not here."""
     try:
-        dataset = data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"])
-    except (KeyError, ValueError):  # the verdict then does without token frequencies
+        dataset = own_text(model, given)
+    except ValueError:  # the verdict then does without token frequencies
         return None
     folder, total = Path(given["cache"], dataset.plan["folder"]), torch.zeros(model.config.n_vocab, dtype=torch.long)
     for row in (row for group in dataset.plan["groups"] for row in group):
@@ -240,23 +281,24 @@ def counts(model, given):
     return total
 
 
-def gap_line(model, given, scores) -> Text:
-    """Training text measured in the same way, and the difference."""
-    _, _, trained = score(model, train_text(model, given, int(scores.n_tokens.sum())), given)
-    found = intervals(trained, generator=device.generator("evaluate", "train"))["loss"]
-    bounds = "" if math.isnan(found.low) else f" ({found.low:.4f} to {found.high:.4f})"
-    return Text(f"Loss on training text {found.value:.4f}{bounds}; held out {scores.loss - found.value:+.4f}.")
+def show_gap(model, given, held_out, n_tokens, console) -> dict:
+    """Training text measured in the same way, and the difference, each with its interval."""
+    documents = train_text(model, given, n_tokens)
+    trained, _ = in_units(model, documents, *score(model, documents, given))
+    loss = intervals(trained, generator=device.generator("evaluate", "train"))["loss"]
+    more = gap(held_out, trained, generator=device.generator("evaluate", "gap"))
+    console.print(Text(f"Loss on training text {bounded(loss)}; on this text {bounded(more, '+.4f')}."))
+    return {"train_loss": plain(loss), "difference": plain(more)}
 
 
-def show_calibration(measures, n_tokens, console) -> None:
-    """Is it right as often as it says?"""
-    generator = device.generator("evaluate", "calibration")
-    found = calibration(measures.confidence, measures.correct, measures.brier, n_tokens, generator=generator)
-    show_curve(found, console)
+def bounded(interval, form=".4f") -> str:
+    """A number, and its interval if there is one."""
+    low, high = (format(bound, form) for bound in (interval.low, interval.high))
+    return f"{interval.value:{form}}" + ("" if math.isnan(interval.low) else f" ({low} to {high})")
 
 
-def show_curve(found, console) -> None:
-    """The three numbers and the reliability curve, with bars."""
+def show_curve(model, found, given, console) -> dict:
+    """The three numbers and the reliability curve, with bars; the curve is drawn where --svg says."""
     table = Table(box=box.SIMPLE_HEAD, title="Calibration", title_justify="left")
     for column in ("said", "came true", "95 % interval", "forecasts", ""):
         table.add_column(column, justify="right" if column else "left")
@@ -268,14 +310,14 @@ def show_curve(found, console) -> None:
             f"{100 * said:.1f} %", f"{100 * true:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}", f"{n:,}", bar
         )
     console.print(table)
-    for name, interval in (
-        ("error", found.ece),
-        ("error, equal counts", found.ece_equal_count),
-        ("Brier", found.brier),
-    ):
-        bounds = "" if math.isnan(interval.low) else f" ({interval.low:.4f} to {interval.high:.4f})"
-        console.print(Text(f"{name} {interval.value:.4f}{bounds}"))
+    names = {"error": found.ece, "error, equal counts": found.ece_equal_count, "Brier": found.brier}
+    for name, interval in names.items():
+        console.print(Text(f"{name} {bounded(interval)}"))
     console.print(Text("Orange: said more than came true. Green: said less."), style="#666666")
+    if given["svg"]:
+        checkpoint.write_whole(Path(given["svg"]), reliability_svg(model.name, found.curve))
+    numbers = {name: plain(getattr(found, name)) for name in ("ece", "ece_equal_count", "brier")}
+    return numbers | {"curve": {name: column.tolist() for name, column in found.curve._asdict().items()}}
 
 
 def rows_of(model, documents, measures, n_tokens):
@@ -316,68 +358,82 @@ def visible(text) -> str:
     return re.sub(r"^ | $", "·", "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in text))
 
 
-def write_json(path, model, documents, measures, n_tokens, found, ladder) -> None:
-    """Every number: intervals, references, and nats by document and token."""
-    by_document = zip(documents, measures.nats.split(n_tokens.tolist()), strict=True)
-    content = {
-        "run": model.name,
-        "tokenizer": model.tokenizer.fingerprint,
-        **{name: plain(interval) for name, interval in found.items()},
-        "references": ladder,
-        "documents": [
-            {"sha256": d.sha256, "n_bytes": d.n_bytes, "nats": nats.double().sum().item(),
-             "token_nats": [round(value, 5) for value in nats.tolist()]}
-            for d, nats in by_document
-        ],
-    }  # fmt: skip
-    Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+def by_document(documents, measures, n_tokens) -> list[dict]:
+    """Nats by document and token."""
+    return [
+        {"sha256": d.sha256, "n_bytes": d.n_bytes, "nats": nats.double().sum().item(),
+         "token_nats": [round(value, 5) for value in nats.tolist()]}
+        for d, nats in zip(documents, measures.nats.split(n_tokens.tolist()), strict=True)
+    ]  # fmt: skip
+
+
+def write_json(path, content) -> None:
+    """Every number, as one line of JSON."""
+    checkpoint.write_whole(Path(path), json.dumps(content) + "\n")
 
 
 def plain(interval) -> dict:
-    """An interval as JSON, which knows no nan."""
-    return {name: None if math.isnan(value) else value for name, value in interval._asdict().items()}
+    """An interval as JSON, which knows neither nan nor infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
 
 
 # --------------------------------------------------------------------------------------------------------- questions
 
 
 def lines_of(path) -> list[str]:
-    """The lines of a text file."""
-    return Path(path).read_text(encoding="utf-8").splitlines()
+    """The lines of a text file; JSON may hold every other character that some take for the end of a line."""
+    return Path(path).read_text(encoding="utf-8").split("\n")
 
 
-def show_choices(model, path, console) -> None:
+def show_choices(model, given, console) -> dict:
     """Multiple choice: four ways of being right, with Wilson intervals, and how honest the confidences are."""
-    items = named(path, read_items)
+    items = named(given["choices"], read_items)
     scores = multiple_choice(model.params, model.config, model.tokenizer, items)
-    table = Table(box=box.SIMPLE_HEAD, title=f"{model.name}: {len(items)} questions", title_justify="left")
+    title = f"{model.name}: {several(len(items), 'question')}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     for column in ("", "right", "95 % interval"):
         table.add_column(column, justify="right" if column else "left")
-    for name, right in scores.correct().items():
-        share = stats.wilson(int(right.sum()), len(items))
+    shares = {name: stats.wilson(int(right.sum()), len(items)) for name, right in scores.correct().items()}
+    for name, share in shares.items():
         table.add_row(name, f"{100 * share.value:.1f} %", f"{100 * share.low:.1f} to {100 * share.high:.1f} %")
     console.print(table)
     chance = sum(1 / len(item.endings) for item in items) / len(items)
-    console.print(Text(f"Guessing: {100 * chance:.1f} %. Brier {scores.brier().mean().item():.4f}."))
+    console.print(Text(f"Guessing: {100 * chance:.1f} %."))
     ones, generator = torch.ones(len(items), dtype=torch.long), device.generator("evaluate", "choices")
-    right = scores.correct()["acc"]
-    show_curve(calibration(scores.confidence(), right, scores.brier(), ones, generator=generator), console)
+    sure = calibration(scores.confidence(), scores.correct()["acc"], scores.brier(), ones, generator=generator)
+    return {
+        **{name: plain(share) for name, share in shares.items()},
+        "guessing": chance,
+        "calibration": show_curve(model, sure, given, console),
+        "questions": [
+            {"label": item.label, "log_p": log_p[: len(item.endings)]}
+            for item, log_p in zip(items, scores.log_p.tolist(), strict=True)
+        ],
+    }
 
 
-def show_words(model, path, console) -> None:
+def show_words(model, path, console) -> dict:
     """Last words: the share that greedy decoding writes, and the perplexity of a word."""
     pairs = named(path, read_words)
     answers = last_words(model.params, model.config, model.tokenizer, pairs)
     share = stats.wilson(int(answers.greedy.sum()), len(pairs))
-    console.print(Text(f"{model.name}: {len(pairs)} last words"))
+    console.print(Text(f"{model.name}: {several(len(pairs), 'last word')}"))
     bounds = f"{100 * share.low:.1f} to {100 * share.high:.1f} %"
     console.print(Text(f"right {100 * share.value:.1f} % ({bounds}), perplexity of a word {answers.perplexity:,.4g}"))
+    words = [
+        {"log_p": log_p, "greedy": greedy}
+        for log_p, greedy in zip(answers.log_p.tolist(), answers.greedy.tolist(), strict=True)
+    ]
+    perplexity = answers.perplexity if math.isfinite(answers.perplexity) else None
+    return {"acc": plain(share), "perplexity": perplexity, "words": words}
 
 
 def named(path, read) -> list:
     """What read makes of a file's lines; an error names the file, and so does nothing at all."""
     try:
         found = read(lines_of(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, got a binary file or another encoding") from error
     except ValueError as error:
         raise ValueError(f"{path}, {error}") from error
     if not found:
