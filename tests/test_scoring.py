@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import shutil
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
@@ -224,6 +225,29 @@ def test_a_model_against_itself_is_no_better():
     assert "equivalent" in output
 
 
+def test_one_long_text_is_compared_by_blocks():
+    """One document has no bootstrap, its blocks have; totals stay what evaluate says, for either tokenizer."""
+    Path("long.txt").write_text(" é ".join(SENTENCES * 30), encoding="utf-8")
+    output = call("compare", "--run", "runs", "--data", "long.txt")
+    assert "bytes or more, p adjusted" in " ".join(output.split())
+    assert "better than the next by more than chance" in output
+    for run in ("bytes", "merged"):
+        call("evaluate", "--run", run, "--data", "long.txt", "--json", "scores.json")
+        assert f"{read('scores.json')[0]['bits_per_byte']['value']:.4f}" in output
+    assert "too few documents (2)" in " ".join(call("compare", "--run", "runs", "--data", "words.jsonl").split())
+
+
+def test_runs_of_one_name_and_runs_without_a_step():
+    """Folders tell two runs of one name apart, and what has no step yet is named and left out."""
+    for place in ("left", "right"):
+        shutil.copytree("runs/bytes", Path(place, "bytes"))
+    shutil.copytree("runs/merged", "left/fresh", ignore=shutil.ignore_patterns("step-*"))
+    output = call("compare", "--run", "left", "--run", "right/bytes", "--data", "texts.jsonl")
+    assert "left/fresh has no saved step and is left out." in output
+    assert "left/bytes step-0000002" in output
+    assert "right/bytes step-0000002" in output
+
+
 def test_other_tokenizers_are_compared_in_bits_per_byte():
     """A folder of runs: the best of each, no perplexity column, one line why."""
     output = call("compare", "--run", "runs")
@@ -238,6 +262,14 @@ def test_answers_are_compared_by_mcnemar():
     output = call("compare", "--run", "runs", "--choices", "questions.jsonl")
     assert "McNemar" in output
     assert output.count("33.3 %") == 2
+    assert "No difference shown between bytes step-0000002 and merged step-0000001" in " ".join(output.split())
+
+
+def test_a_model_answers_like_itself():
+    step = "runs/bytes/checkpoints/step-0000001"
+    output = call("compare", "--run", step, "--run", step, "--choices", "questions.jsonl")
+    assert "bytes step-0000001 (2)" in output
+    assert "+0.0 (+0.0 to +0.0)  1.000" in output
 
 
 @pytest.mark.parametrize(

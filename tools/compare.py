@@ -20,7 +20,7 @@ import click
 @click.option("--text-field", default="text", show_default=True, help="The field of .jsonl and .parquet with the text.")
 @click.option(
     "--tokens", type=click.IntRange(min=1), default=1_000_000, show_default=True,
-    help="Whole documents up to so many tokens of the first run.",
+    help="At most so many tokens of the first run.",
 )  # fmt: skip
 @click.option(
     "--margin", type=click.FloatRange(min=0, min_open=True), default=0.005, show_default=True,
