@@ -5,6 +5,8 @@ import importlib.util
 import json
 import math
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
@@ -323,6 +325,16 @@ def test_the_harness_runs_on_a_run(tmp_path):
          "--output-path", tmp_path)  # fmt: skip
     [path] = tmp_path.rglob("results_*.json")
     assert json.loads(path.read_text())["results"]["gptcore_text"]["bits_per_byte,none"] > 0
+
+
+@pytest.mark.oracle
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: the extra [harness]")
+def test_a_task_that_is_not_there_is_one_line():
+    command = [sys.executable, "-m", "gptcore.evaluate.harness", "run", "--model", "gptcore", "--tasks", "nosuch"]
+    found = subprocess.run([*command, "--model_args", "run=runs/bytes"], check=False, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1] == "harness: Tasks not found: nosuch"
+    assert "Traceback" not in found.stderr
 
 
 # ----------------------------------------------------------------------------------------------------- sampling-demo

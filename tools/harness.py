@@ -12,9 +12,14 @@ import click
     default="gptcore_choice,gptcore_last_word,gptcore_text,gptcore_repeat",
     show_default=True,
     metavar="NAMES",
-    help="The harness's task names, with commas; the default ones are small and local.",
+    help="The harness's task names, with commas; the default ones are small and local. HF_HUB_OFFLINE=0 "
+    "and HF_DATASETS_OFFLINE=0 in the environment let others fetch their data.",
 )
-@click.option("--include-path", type=click.Path(exists=True, file_okay=False), help="A folder with tasks of your own.")
+@click.option(
+    "--include-path",
+    type=click.Path(exists=True, file_okay=False),
+    help="A folder with tasks of your own, read instead of ours.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples of a task.")
 @click.option("--output-path", type=click.Path(), help="Write the harness's own results and samples here.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")

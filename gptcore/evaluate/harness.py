@@ -196,7 +196,11 @@ def main() -> None:
 
         if "run" in sys.argv[1:2] and "--include_path" not in sys.argv:
             sys.argv += ["--include_path", str(folder)]
-        cli_evaluate()
+        try:
+            cli_evaluate()
+        except ValueError as error:  # a task that is not there, a run or a device that is not
+            sys.stderr.write(f"harness: {error}\n")
+            sys.exit(2)
 
 
 if __name__ == "__main__":
