@@ -125,6 +125,15 @@ def test_mcnemar_by_enumeration():
         assert stats.mcnemar(b, c) == pytest.approx(uneven / 2**n, rel=1e-12)
 
 
+@pytest.mark.oracle
+def test_mcnemar_equals_scipy():
+    """The exact binomial test of a fair coin, for every pair of counts below 40."""
+    scipy = pytest.importorskip("scipy.stats", reason="scipy is not installed; it comes with the extra [harness]")
+    for b, c in itertools.product(range(40), repeat=2):
+        wanted = scipy.binomtest(b, b + c).pvalue if b + c else 1.0
+        assert stats.mcnemar(b, c) == pytest.approx(wanted, rel=1e-12)
+
+
 def test_mcnemar_of_many_items():
     """Ten thousand items, where 2^n is far beyond a float: near the normal tail with continuity correction."""
     z = (400 - 1) / math.sqrt(10_000)
