@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -136,21 +137,23 @@ def save_step(run_dir, step, *, params, optimizer, rng, state) -> Path:
     """Write a step so that it is whole or does not exist, and make it the run's latest; returns its folder.
 
     params is a tree; optimizer and rng are flat dicts of tensors; state is a dict of plain JSON, in which
-    epoch_end=True keeps the step for good. Of a step that is there and holds, only what is known about it is written
-    again. Raises OSError with the file's name when the disk refuses; earlier steps are untouched then.
+    epoch_end=True keeps the step for good and best_step names the best one so far. Where the same tensors are there
+    already, only what is known about them is written again. Raises OSError with the file's name when the disk refuses;
+    earlier steps are untouched then.
     """
     run_dir = Path(run_dir)
     path = run_dir / "checkpoints" / step_name(step)
     head = {"version": VERSION, "step": step}
     seal = lambda files: json.dumps(_sealed(head | state | head | {"files": files}), indent=1) + "\n"
-    if _holds(path):  # more may be known by now, a validation say: state.json alone is replaced, at once
+    parts = dict(zip(PARTS, (dict(tree.walk(params)), optimizer, rng), strict=True))
+    if _holds(path, parts):  # more may be known by now, a validation say: state.json alone is replaced, at once
         text = seal(read_state(path)["files"])
         if text != (path / "state.json").read_text(encoding="utf-8"):
             write_whole(path / "state.json", text)
     else:
         about = {"version": VERSION, "config": read_run(run_dir).get("config")}
         with _whole(path) as folder:
-            for part, leaves in zip(PARTS, (dict(tree.walk(params)), optimizer, rng), strict=True):
+            for part, leaves in parts.items():
                 _write_tensors(folder / f"{part}.safetensors", leaves, about)
             paths = sorted(folder.iterdir())
             files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in paths}
@@ -158,6 +161,8 @@ def save_step(run_dir, step, *, params, optimizer, rng, state) -> Path:
     if (run_dir / "metrics.jsonl").exists():
         _sync(run_dir / "metrics.jsonl")
     mark(run_dir, "latest", step)
+    if state.get("best_step") == step:
+        mark(run_dir, "best", step)
     return path
 
 
@@ -174,6 +179,27 @@ def marked(run_dir, word) -> int | None:
         return int((Path(run_dir) / word).read_text(encoding="utf-8").strip().removeprefix("step-"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def point_at(step_dir) -> None:
+    """Let latest name this step, and best the one that was best when it was saved: a killed process may have left them
+    at others. For the one process that is about to write to the run.
+    """
+    state, run_dir = read_state(step_dir), Path(step_dir).parent.parent
+    mark(run_dir, "latest", state["step"])
+    if state.get("best_step") is not None:
+        mark(run_dir, "best", state["best_step"])
+    elif (marked(run_dir, "best") or 0) > state["step"]:
+        (run_dir / "best").unlink()
+
+
+def remove_later(step_dir) -> list[int]:
+    """Remove the steps after this one, which another future is about to replace; their numbers."""
+    paths = sorted(Path(step_dir).parent.glob("step-*"), key=_by_number)
+    later = [path for path in paths if _by_number(path) > _by_number(Path(step_dir))]
+    for path in reversed(later):  # killed in between, the newest that is left goes on as before
+        _remove(path)
+    return [int(path.name.removeprefix("step-")) for path in later]
 
 
 def prune(run_dir, keep=KEEP) -> list[int]:
@@ -199,8 +225,8 @@ class Saver:
         self.run_dir, self.keep = run_dir, keep
         self._thread, self._error = None, None
 
-    def save(self, step, *, params, optimizer, rng, state, best=False) -> None:
-        """Copy now; then write, mark and prune in the background. best: its validation loss is the lowest so far."""
+    def save(self, step, *, params, optimizer, rng, state) -> None:
+        """Copy now; then save_step and prune in the background."""
         self.join()
         copy = lambda leaf: leaf.detach().to("cpu", copy=True)
         parts = {
@@ -209,14 +235,12 @@ class Saver:
             "rng": {name: copy(leaf) for name, leaf in rng.items()},
             "state": json.loads(json.dumps(state)),  # the caller may go on changing its own
         }
-        self._thread = threading.Thread(target=self._write, args=(step, parts, best), daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(step, parts), daemon=True)
         self._thread.start()
 
-    def _write(self, step, parts, best):
+    def _write(self, step, parts):
         try:
             save_step(self.run_dir, step, **parts)
-            if best:
-                mark(self.run_dir, "best", step)
             prune(self.run_dir, self.keep)
         except BaseException as error:  # carried to the thread that asked, where join raises it
             self._error = error
@@ -310,12 +334,19 @@ def check_step(step_dir) -> None:
         _check(Path(step_dir) / f"{part}.safetensors", state)
 
 
-def _holds(step_dir):
+def _holds(step_dir, parts):
+    """Is the step whole, and does it hold these tensors, bit for bit?"""
     try:
-        check_step(step_dir)
+        step = load_step(step_dir)
     except ValueError:
         return False
-    return True
+    found = zip((dict(tree.walk(step.params)), step.optimizer, step.rng), parts.values(), strict=True)
+    return all(ours.keys() == theirs.keys() and all(_equal(ours[n], theirs[n]) for n in ours) for ours, theirs in found)
+
+
+def _equal(a, b):
+    bits = lambda leaf: leaf.contiguous().reshape(-1).view(torch.uint8)  # nan is itself, -0 is not 0
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b))
 
 
 def find_run(run=None, root="runs") -> Path:

@@ -328,14 +328,46 @@ def test_what_is_known_later_is_added_to_a_step(run):
     assert (path / "model.safetensors").stat().st_mtime_ns == written
 
 
+def test_other_weights_replace_a_whole_step(run):
+    """A run that went back and on differently. Seen to fail when any whole step was kept: the state told of others."""
+    save(run, 9)
+    other = checkpoint.save_step(run, 9, **state_of(10), state={"loss": 0.5})
+    loaded = checkpoint.load_step(other)
+    assert same(loaded.params, state_of(10)["params"])
+    assert same(loaded.optimizer, state_of(10)["optimizer"])
+    assert loaded.state["loss"] == 0.5
+
+
+def test_the_best_step_is_what_its_state_says(run):
+    """Killed before best was written, a run finds it again. Seen to fail with mark as a step of its own."""
+    for step, best in ((10, 10), (20, 10), (30, 30)):
+        save(run, step, best_step=best)
+        assert checkpoint.marked(run, "best") == best
+    (run / "best").unlink()
+    checkpoint.point_at(run / "checkpoints/step-0000030")
+    assert checkpoint.marked(run, "best") == 30
+
+
+def test_going_back_names_what_was_there(run):
+    """latest and best never name a step that went."""
+    for step in (5, 10, 20):
+        save(run, step, **({"best_step": step} if step > 5 else {}))
+    checkpoint.point_at(run / "checkpoints/step-0000010")
+    assert checkpoint.remove_later(run / "checkpoints/step-0000010") == [20]
+    assert [checkpoint.marked(run, word) for word in ("latest", "best")] == [10, 10]
+    assert checkpoint.find_resumable(run)[0].name == "step-0000010"
+    checkpoint.point_at(run / "checkpoints/step-0000005")  # nothing had been validated yet
+    assert [checkpoint.marked(run, word) for word in ("latest", "best")] == [5, None]
+
+
 # Saving in the background
 
 
 def test_a_saver_writes_what_was_there_when_it_was_asked(run):
     """Seen to fail without the copy: the next update changes the leaves while they are being written."""
-    parts, state = state_of(5), {"losses": [1.0]}
+    parts, state = state_of(5), {"losses": [1.0], "best_step": 5}
     with checkpoint.Saver(run) as saver:
-        saver.save(5, **parts, state=state, best=True)
+        saver.save(5, **parts, state=state)
         tree.map(lambda leaf: leaf.zero_(), parts["params"])
         parts["rng"]["order"].zero_()
         state["losses"].append(2.0)

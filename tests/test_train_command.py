@@ -365,6 +365,31 @@ def test_a_damaged_step_is_passed_over(copy):
     assert "Going on with whole at update 32 of 40." in resumed.stdout
 
 
+def test_going_back_to_an_older_step(copy):
+    """Its later steps go, so that no state tells of weights that are others. Seen to fail when they stayed."""
+    run = copy / "runs/whole"
+    went = typed("train", "--resume", "runs/whole/checkpoints/step-0000028", cwd=copy)
+    assert (went.status, went.stderr) == (0, "")
+    assert "step-0000028 was asked for: removed the later steps 32, 36, 40\n" in went.stdout
+    assert "Going on with whole at update 28 of 40." in went.stdout
+    for path in (run / "checkpoints").iterdir():
+        checkpoint.check_step(path)
+
+
+@pytest.mark.parametrize("step", [20, 40])
+def test_a_lost_best_is_found_again(copy, step):
+    """Killed after an epoch's save and before best was written."""
+    run = copy / "runs/whole"
+    path = run / f"checkpoints/step-{step:07d}"
+    was = checkpoint.load_step(path)
+    known = {name: value for name, value in was.state.items() if name != "sampled_at"}
+    checkpoint.save_step(run, step, params=was.params, optimizer=was.optimizer, rng=was.rng, state=known)
+    (run / "best").unlink()
+    assert typed("train", "--resume", path, cwd=copy).status == 0
+    assert (run / "best").read_text() == "step-0000040\n"
+    assert checkpoint.read_state(run / "checkpoints/step-0000040")["best_step"] == 40
+
+
 FIXED = "which run.json has fixed; start a new run to change it"
 
 

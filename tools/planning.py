@@ -356,6 +356,9 @@ def reopen(given, chosen, console) -> Job:
         if now != run["machine"][name]:
             tell(console, f"{name} was {run['machine'][name]} and is {now}: the rest may differ in its last bits")
     checkpoint.sweep(path)
+    checkpoint.point_at(step_dir)
+    if not damaged and (gone := checkpoint.remove_later(step_dir)):  # of damaged ones something may still be read
+        tell(console, f"{step_dir.name} was asked for: removed the later steps {', '.join(map(str, gone))}")
     checkpoint.append_metrics(path, {"kind": "resume", "step": state.step, "time": time.time()})
     console.print(f"Going on with {path.name} at update {state.step:,} of {options.n_steps:,}.", highlight=False)
     save_every = given["save_every"] or max(1, round(60 * options.n_steps / max(1, run["estimated_seconds"])))

@@ -64,9 +64,9 @@ def end_epoch(job, saver, view, stop) -> None:
         record = {"kind": "validation", "step": step, "epoch": epoch_of(job), **validation(job, stop)}
         best = record["loss"] < job.known.get("best_loss", float("inf"))
         job.known |= {"validation_loss": record["loss"], "bits_per_byte": record["bits_per_byte"]}
-        job.known |= {"validated_at": step} | ({"best_loss": record["loss"]} if best else {})
+        job.known |= {"validated_at": step} | ({"best_loss": record["loss"], "best_step": step} if best else {})
         tell(job, view, record)
-        save(job, saver, best=best)
+        save(job, saver)
     for prompt, text in samples(job, stop):
         tell(job, view, {"kind": "sample", "step": step, "prompt": prompt, "text": text})
     write_samples(job.path)
@@ -97,13 +97,13 @@ def write_samples(run_dir) -> None:
     checkpoint.write_whole(run_dir / "samples.md", "\n".join(texts))
 
 
-def save(job, saver, best=False) -> None:
+def save(job, saver) -> None:
     """The step as it is now; an epoch's end stays for good."""
     ends = job.state.step in job.run["epoch_ends"]
     tokens = job.state.step * job.dataset.n_sequences * job.dataset.n_context
     state = job.known | {"epoch": epoch_of(job) if job.state.step else 0, "epoch_end": ends, "tokens": tokens}
     moving = optim.state(job.state.optimizer)
-    saver.save(job.state.step, params=job.params, optimizer=moving, rng={}, state=state, best=best)
+    saver.save(job.state.step, params=job.params, optimizer=moving, rng={}, state=state)
 
 
 def validation(job, stop) -> dict:
