@@ -308,6 +308,40 @@ def test_stopped_and_resumed_is_uninterrupted(house, number, status, said):
     assert_same_run(run, house / "runs/whole")
 
 
+def test_killed_before_its_first_save_a_run_goes_on(house):
+    """Seen to fail when step 0 was not saved."""
+    run = house / "runs/early"
+    stopped = Command("train", *argv(run="early", epochs=1, save_every=1000), cwd=house)
+    stopped.wait_for(lambda: updates(run) >= 1 and (run / "latest").exists()).signal(SIGKILL).end()
+    assert checkpoint.marked(run, "latest") == 0
+    resumed = typed("train", "--resume", "early", cwd=house)
+    assert (resumed.status, resumed.stderr) == (0, "")
+    assert "Going on with early at update 0 of 40." in resumed.stdout
+    assert digests(run) == digests(house / "runs/whole")
+
+
+@pytest.mark.parametrize("step", [0, 8])
+def test_a_loss_that_is_no_number_names_the_step_that_is_kept(house, step):
+    """At the first update, and later: the step is on the disk, and whole."""
+    run = house / f"runs/exploded-{step}"
+    if step == 0:
+        done = typed("train", *argv(run=run.name, lr=1e38), cwd=house)
+    else:
+        shutil.copytree(house / "runs/whole", run)
+        shutil.rmtree(run / "checkpoints")
+        (run / "checkpoints").mkdir()
+        was = checkpoint.load_step(house / "runs/whole/checkpoints/step-0000020")
+        was.params["norm_f"]["w"][0] = math.nan
+        checkpoint.save_step(run, step, params=was.params, optimizer=was.optimizer, rng=was.rng, state={})
+        done = typed("train", "--resume", run.name, cwd=house)
+    assert done.status == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("invoke train: training stopped, update ")
+    assert line.endswith(f"; runs/{run.name} keeps step-{step:07d}")
+    checkpoint.check_step(run / f"checkpoints/step-{step:07d}")
+    assert rows(run, "stop")[-1]["reason"] in line
+
+
 def test_a_stop_between_an_epoch_and_its_samples(house):
     """The signal comes with the validation on the disk: samples, or the updates after them. None is lost or twice."""
     run = house / "runs/sampling"
@@ -628,7 +662,7 @@ def test_weights_of_another_architecture(copy):
     ("n_bytes", "file", "changes"),
     [
         (2_000, "run.json", {}),
-        (8_000, "metrics.jsonl", {"epochs": 1, "save_every": 100}),
+        (20_000, "metrics.jsonl", {"epochs": 1, "save_every": 1000, "steps": 150, "d_model": 4, "n_context": 16}),
         (60_000, "model.safetensors", {}),
     ],
 )
@@ -643,7 +677,8 @@ def test_a_full_disk_is_one_line_and_costs_nothing_earlier(copy, n_bytes, file, 
     assert "File too large" in line
     after = snapshot(copy)
     assert {name: after[name] for name in before} == before
-    assert not [name for name in after if "large/checkpoints/step" in name]
+    for path in copy.glob("runs/large/checkpoints/step-*"):
+        checkpoint.check_step(path)
 
 
 @pytest.mark.slow

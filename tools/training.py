@@ -36,6 +36,8 @@ def work(job, console) -> int:
 def follow(job, saver, view, stop) -> None:
     """Updates, and at an epoch's end validation, save and samples. The run is whole at every record."""
     try:
+        if job.state.step == 0:  # killed before its next save, the run can still go on
+            save(job, saver)
         if epoch_is_open(job):  # stopped between an epoch's last update and its samples
             end_epoch(job, saver, view, stop)
         flops = flops_per_token(job.config, job.dataset.n_context)
@@ -52,9 +54,11 @@ def follow(job, saver, view, stop) -> None:
     except Stopped:  # in the middle of a validation or of samples, which the resumed run will make
         save(job, saver)
     except (NotFinite, MemoryError) as error:
+        saver.join()  # what is named below is on the disk
         checkpoint.append_metrics(job.path, {"kind": "stop", "step": job.state.step, "reason": str(error)})
+        kept = checkpoint.step_name(checkpoint.marked(job.path, "latest"))
         hint = "; --device cpu may show whether MPS is to blame" if job.device.type == "mps" else ""
-        raise ValueError(f"training stopped, {error}; {job.path} keeps the last good step{hint}") from None
+        raise ValueError(f"training stopped, {error}; {job.path} keeps {kept}{hint}") from None
 
 
 def end_epoch(job, saver, view, stop) -> None:
