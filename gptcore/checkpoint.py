@@ -8,11 +8,9 @@ folder is either whole or does not exist. Weights are safetensors and the rest i
     runs/<name>/checkpoints/step-0001000/{model,optimizer,rng}.safetensors  state.json
 """
 
-import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 import threading
 from pathlib import Path
@@ -23,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptcore import tokenizer, tree
+from gptcore import files, tokenizer, tree
 from gptcore.config import ModelConfig
 from gptcore.model import check_params
 
@@ -93,9 +91,9 @@ def create_run(root, name, run, tokenizer) -> Path:
     try:
         (path / "checkpoints").mkdir()
         tokenizer.save(path / "tokenizer.json")
-        _sync(path / "tokenizer.json")
-        write_whole(path / "run.json", json.dumps(run, indent=1) + "\n")  # last: without it the folder is no run
-        _sync_folder(path.parent)
+        files.sync(path / "tokenizer.json")
+        files.write_whole(path / "run.json", json.dumps(run, indent=1) + "\n")  # last: without it the folder is no run
+        files.sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
@@ -121,9 +119,8 @@ def sweep(run_dir) -> None:
     For the one process that is about to write to the run.
     """
     run_dir = Path(run_dir)
-    for folder in (run_dir, run_dir / "checkpoints"):
-        for left in folder.glob(".tmp-*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    files.sweep(run_dir)
+    files.sweep(run_dir / "checkpoints")
     metrics = run_dir / "metrics.jsonl"
     if metrics.exists():
         with open(metrics, "rb+") as file:
@@ -144,22 +141,22 @@ def save_step(run_dir, step, *, params, optimizer, rng, state) -> Path:
     run_dir = Path(run_dir)
     path = run_dir / "checkpoints" / step_name(step)
     head = {"version": VERSION, "step": step}
-    seal = lambda files: json.dumps(_sealed(head | state | head | {"files": files}), indent=1) + "\n"
+    seal = lambda sums: json.dumps(_sealed(head | state | head | {"files": sums}), indent=1) + "\n"
     parts = dict(zip(PARTS, (dict(tree.walk(params)), optimizer, rng), strict=True))
     if _holds(path, parts):  # more may be known by now, a validation say: state.json alone is replaced, at once
         text = seal(read_state(path)["files"])
         if text != (path / "state.json").read_text(encoding="utf-8"):
-            write_whole(path / "state.json", text)
+            files.write_whole(path / "state.json", text)
     else:
         about = {"version": VERSION, "config": read_run(run_dir).get("config")}
-        with _whole(path) as folder:
+        with files.whole_folder(path) as folder:
             for part, leaves in parts.items():
                 _write_tensors(folder / f"{part}.safetensors", leaves, about)
             paths = sorted(folder.iterdir())
-            files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in paths}
-            _write(folder / "state.json", seal(files))
+            sums = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in paths}
+            files.write(folder / "state.json", seal(sums))
     if (run_dir / "metrics.jsonl").exists():
-        _sync(run_dir / "metrics.jsonl")
+        files.sync(run_dir / "metrics.jsonl")
     mark(run_dir, "latest", step)
     if state.get("best_step") == step:
         mark(run_dir, "best", step)
@@ -170,7 +167,7 @@ def mark(run_dir, word, step) -> None:
     """Let latest or best name this step."""
     if word not in ("latest", "best"):
         raise ValueError(f"mark: expected latest or best, got {word}")
-    write_whole(Path(run_dir) / word, step_name(step) + "\n")
+    files.write_whole(Path(run_dir) / word, step_name(step) + "\n")
 
 
 def marked(run_dir, word) -> int | None:
@@ -198,7 +195,7 @@ def remove_later(step_dir) -> list[int]:
     paths = sorted(Path(step_dir).parent.glob("step-*"), key=_by_number)
     later = [path for path in paths if _by_number(path) > _by_number(Path(step_dir))]
     for path in reversed(later):  # killed in between, the newest that is left goes on as before
-        _remove(path)
+        files.remove_folder(path)
     return [int(path.name.removeprefix("step-")) for path in later]
 
 
@@ -210,7 +207,7 @@ def prune(run_dir, keep=KEEP) -> list[int]:
     others = [info for info in steps if not info.state.get("epoch_end")]
     old = [info for info in others[: max(0, len(others) - keep)] if info.step not in named]
     for info in old:
-        _remove(info.path)
+        files.remove_folder(info.path)
     return [info.step for info in old]
 
 
@@ -456,7 +453,7 @@ def _steps(run_dir):
 def append_metrics(run_dir, *rows) -> None:
     """Add rows, dicts of plain JSON, to metrics.jsonl. They reach the disk for certain with the next save_step."""
     path = Path(run_dir) / "metrics.jsonl"
-    with _named(path), open(path, "a", encoding="utf-8") as file:
+    with files.named(path), open(path, "a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -477,84 +474,13 @@ def read_metrics(run_dir) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-# Files that are whole or absent
-
-
-@contextlib.contextmanager
-def _whole(path):
-    """A folder to fill; it becomes path, at once and for certain, when the block ends well, and goes otherwise."""
-    folder = _unseen(path)
-    folder.mkdir()
-    try:
-        yield folder
-        _sync_folder(folder)
-        if path.exists():  # it does not hold, or it would not be written again
-            _remove(path)
-        os.rename(folder, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _unseen(path, word="new"):
-    """Where path is made or unmade: no loader looks at it, and sweep removes it."""
-    return path.with_name(f".tmp-{word}-{path.name}-{os.getpid()}")
-
-
-def _remove(folder):
-    gone = _unseen(folder, "old")
-    os.rename(folder, gone)  # first out of sight: a half-deleted folder is never seen
-    shutil.rmtree(gone)
-
-
-def write_whole(path, text) -> None:
-    """Write a text file at once: whoever reads it finds the old text or the new one. Raises OSError with its name."""
-    new = _unseen(path)
-    with _named(path):
-        _write(new, text)
-        os.replace(new, path)
-    _sync_folder(path.parent)
-
-
-def _write(path, text):
-    with _named(path), open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _named(path):
-    """A full disk is told without the file's name: add it."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
 def _write_tensors(path, tensors, about):
     about = about | {"names": list(tensors)}  # safetensors sorts them, but sums depend on the order
     try:  # one entry, because safetensors writes several in a new order each time: equal runs, equal files
         save_file({name: leaf.contiguous() for name, leaf in tensors.items()}, path, {"gptcore": json.dumps(about)})
     except SafetensorError as error:  # it carries the system's text, but neither its number nor the file's name
         raise OSError(errno.EIO, str(error), str(path)) from None
-    _sync(path)
-
-
-def _sync(path):
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path):
-    if os.name == "nt":  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    files.sync(path)
 
 
 def _read_json(path):

@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gptcore.files import write_whole
+
 EOT = "<|endoftext|>"
 ENDS = (EOT, "<|end_of_text|>", "</s>", "<eos>")  # how imported tokenizers spell the end of a text
 
@@ -115,12 +117,7 @@ class Tokenizer:
     def save(self, path) -> None:
         """Write the file that load reads: whole tokenizers as `tokenizers` JSON, named ones as name and fingerprint."""
         text = self.json or json.dumps({"name": self.name, "fingerprint": self.fingerprint})
-        partial = Path(f"{path}.{os.getpid()}.tmp")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_whole(path, text)
 
     def _token(self, id):
         index = operator.index(id)
@@ -391,9 +388,7 @@ def _file(name, file, sha256):
         raise ValueError(f"tokenizer {name}: expected sha256 {sha256} from {url}, got {got}; use --tokenizer bpe:4096")
     if cached:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        partial = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
-        partial.write_bytes(content)
-        os.replace(partial, cached)
+        write_whole(cached, content)
     return content
 
 

@@ -15,7 +15,7 @@ import pytest
 HOUSE = Path(__file__).resolve().parent.parent
 
 FLOORS = {
-    0: ("config", "tree", "cache", "device"),
+    0: ("config", "tree", "cache", "device", "files"),
     1: ("ops", "sampling", "optim", "stats", "tokenizer"),
     2: ("kernels",),
     3: ("model", "checkpoint", "data", "parallel", "pretrained", "engine", "generate"),

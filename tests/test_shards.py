@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -149,45 +148,12 @@ def test_a_full_disk_leaves_nothing_half_visible(notes, tmp_path):
     assert free.plan == data.prepare(notes, "byte", cache=tmp_path / "other", **SETTINGS).plan
 
 
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
-    """Seen to fail when files were written in place."""
-    resource = pytest.importorskip("resource", reason="no limits on file sizes here")
-    (tmp_path / "file").write_bytes(b"before")
-    code = "import sys; from gptcore.data import shards; shards.publish_(sys.argv[1], bytes(6_000))"
-    limited = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "file"],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000)),
-        capture_output=True,
-    )
-    assert limited.returncode == 1
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"before"}
-
-
 def test_two_processes_prepare_at_once(notes, tmp_path):
     command = [sys.executable, "-c", PREPARE, str(notes), str(tmp_path / "cache")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0] == outputs[1] != ""
-
-
-def test_a_dead_writers_lock_is_taken_over(tmp_path):
-    code = "import sys, os; from gptcore.data import shards\nwith shards.only_writer(sys.argv[1]): os._exit(0)"
-    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
-    assert (tmp_path / ".lock").read_text().isdigit()
-    with shards.only_writer(tmp_path, patience=0):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
-    assert not (tmp_path / ".lock").exists()
-
-
-def test_a_living_writer_is_waited_for(tmp_path):
-    with (
-        shards.only_writer(tmp_path),
-        pytest.raises(ValueError, match=r"^data: expected to be the only writer, got a living process's .*\.lock$"),
-        shards.only_writer(tmp_path, patience=0.1),
-    ):
-        pass
-    assert not (tmp_path / ".lock").exists()
 
 
 # ------------------------------------------------------------------------------------------------- opening it again

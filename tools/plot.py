@@ -4,6 +4,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from gptcore import checkpoint
+from gptcore.files import write_whole
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 360, 56, 40, 30
 
@@ -20,7 +21,7 @@ def write_loss_plot(run_dir) -> None:
         for row in rows
         if row["kind"] == "validation" and row["step"] in tokens_at
     ]
-    checkpoint.write_whole(Path(run_dir) / "loss.svg", loss_svg(Path(run_dir).name, train, held_out))
+    write_whole(Path(run_dir) / "loss.svg", loss_svg(Path(run_dir).name, train, held_out))
 
 
 def loss_svg(name, train, held_out) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from gptcore import checkpoint, optim
 from gptcore.evaluate.perplexity import Stopped, score_documents
+from gptcore.files import write_whole
 from gptcore.generate import GenerateOptions, generate
 from gptcore.sampling import Sampling
 from gptcore.train import NotFinite, flops_per_token, train
@@ -98,7 +99,7 @@ def write_samples(run_dir) -> None:
     """samples.md from the run's metrics, in which no text is twice, however often the run was resumed."""
     rows = [row for row in checkpoint.read_metrics(run_dir) if row["kind"] == "sample"]
     texts = (f"## update {row['step']:,}: {row['prompt']}\n\n{row['text']}\n" for row in rows)
-    checkpoint.write_whole(run_dir / "samples.md", "\n".join(texts))
+    write_whole(run_dir / "samples.md", "\n".join(texts))
 
 
 def save(job, saver) -> None:

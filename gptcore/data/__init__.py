@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .. import tokenizer as tokenizers
+from ..files import only_writer, write_whole
 from . import corpora, order, shards
 
 N_TRAINING = 20_000_000  # bytes of text, the first ones of the training side, from which a BPE learns
@@ -188,7 +189,7 @@ def reopen(plan, tokenizer, *, cache) -> Dataset:
         if got != plan["text_sha256"]:
             raise ValueError(f"{faults[0]}; and its source has changed")
         folder.mkdir(parents=True, exist_ok=True)
-        with shards.only_writer(folder):
+        with only_writer(folder):
             if shards.broken(folder, planned):
                 shards.write_(folder, corpus.documents(), tokenizer, plan["about"], plan["cut"])
         if faults := shards.broken(folder, planned):
@@ -226,7 +227,7 @@ def _survey_(corpus, folder):
     if not path.is_file():
         survey = shards.survey(corpus.documents())  # first: text that cannot be read leaves no folder
         folder.mkdir(parents=True, exist_ok=True)
-        shards.publish_(path, json.dumps(survey._asdict()).encode())
+        write_whole(path, json.dumps(survey._asdict()))
     return shards.Survey(**json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..files import write_whole
+
 EXTENSIONS = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
 SKIP = {
     "site-packages",
@@ -204,9 +206,7 @@ def _keep(stdin, folder):
     path = folder / f"stdin-{hashlib.sha256(content).hexdigest()[:8]}" / "stdin.txt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        write_whole(path, content)
     return path
 
 

@@ -9,15 +9,14 @@ Next: order.py turns the shards into batches.
 
 import hashlib
 import json
-import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from ..files import only_writer, write_whole
 
 N_SHARD = 10_000_000  # tokens after which a shard is closed
 N_DOCUMENTS, N_CHARACTERS = 1_000, 16_000_000  # encoded at a time, at most
@@ -135,7 +134,7 @@ def write_(folder, documents, tokenizer, about, cut=None) -> dict:
         "dtype": dtype,
         "eot": tokenizer.eot,
     }
-    publish_(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    write_whole(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
 
 
@@ -160,7 +159,7 @@ def _write_shard(folder, name, documents, dtype):
         "bytes": np.array([n_bytes for _, n_bytes in documents], dtype="<u8"),
     }
     for kind, content in contents.items():
-        publish_(folder / f"{name}.{kind}", content.tobytes())
+        write_whole(folder / f"{name}.{kind}", content.tobytes())
     row = {
         "name": name,
         "n_tokens": sum(lengths),
@@ -169,71 +168,7 @@ def _write_shard(folder, name, documents, dtype):
         "dtype": dtype,
         "sha256": {kind: hashlib.sha256(content.tobytes()).hexdigest() for kind, content in contents.items()},
     }
-    publish_(folder / f"{name}.json", json.dumps(row).encode())
-
-
-def publish_(path, content) -> None:
-    """Write a file under a temporary name, make sure of it, rename it. On OSError the file is as it was before."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say where
-
-
-@contextmanager
-def only_writer(folder, patience=600):
-    """Wait until no other process writes into the folder, then be the one that does. A dead one's lock is taken over.
-
-    Raises ValueError after patience seconds. Should two processes find the same dead lock in the same moment, both
-    write: the same bytes, under names of their own until the rename.
-    """
-    lock, deadline = Path(folder) / ".lock", time.monotonic() + patience
-    while True:
-        try:
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            break
-        except FileExistsError:
-            if _abandoned(lock):
-                lock.unlink(missing_ok=True)
-            elif time.monotonic() > deadline:
-                raise ValueError(f"data: expected to be the only writer, got a living process's {lock}") from None
-            else:
-                time.sleep(0.05)
-    try:
-        os.write(handle, str(os.getpid()).encode())
-        yield
-    finally:
-        os.close(handle)
-        lock.unlink(missing_ok=True)
-
-
-def _abandoned(lock):
-    if os.name == "nt":  # Windows does not let go of an open file, and asking it about a process would end that
-        try:
-            lock.unlink(missing_ok=True)
-        except PermissionError:
-            return False
-        return True
-    try:
-        content, age = lock.read_text(), time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return True
-    if not content.isdigit():
-        return age > 10  # just made: its process is about to write its number
-    try:
-        os.kill(int(content), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # somebody else's, and alive
-        return False
-    return False
+    write_whole(folder / f"{name}.json", json.dumps(row).encode())
 
 
 # --------------------------------------------------------------------------------------------------------- reading
