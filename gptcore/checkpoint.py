@@ -79,15 +79,20 @@ def check_new_name(root, name) -> None:
 def create_run(root, name, run, tokenizer) -> Path:
     """Make the folder root/name with run.json and tokenizer.json, complete or not at all; neither changes again.
 
-    run is a dict of plain JSON, tokenizer anything with save(path). Raises ValueError if name is taken or not a name.
+    name None: next_name of run["mode"]. run is a dict of plain JSON, tokenizer anything with save(path). Raises
+    ValueError if name is taken or not a name.
     """
-    check_new_name(root, name)
-    path = Path(root, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        path.mkdir()  # two processes cannot both make it
-    except FileExistsError:
-        raise ValueError(f"run: expected a new name, got {name}, which exists in {root}") from None
+    if name is not None:
+        check_new_name(root, name)
+    Path(root).mkdir(parents=True, exist_ok=True)
+    while True:
+        path = Path(root, next_name(root, run["mode"]) if name is None else name)
+        try:
+            path.mkdir()  # two processes cannot both make it
+            break
+        except FileExistsError:
+            if name is not None:
+                raise ValueError(f"run: expected a new name, got {name}, which exists in {root}") from None
     try:
         (path / "checkpoints").mkdir()
         tokenizer.save(path / "tokenizer.json")

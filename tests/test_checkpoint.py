@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,19 @@ def test_names_count_and_never_overwrite(run):
     with pytest.raises(ValueError, match=r"run: expected a new name, got quick-001, which exists in"):
         checkpoint.create_run(root, "quick-001", {"mode": "other"}, Words())
     assert checkpoint.read_run(run)["mode"] == "quick"
+
+
+def test_runs_that_begin_at_once_have_names_of_their_own(tmp_path):
+    """Seen to fail when the name was chosen before the folder was made."""
+    together = threading.Barrier(8)
+
+    def begin(_):
+        together.wait()
+        return [checkpoint.create_run(tmp_path, None, {"mode": "quick"}, Words()).name for _ in range(10)]
+
+    with ThreadPoolExecutor(8) as threads:
+        names = [name for several in threads.map(begin, range(8)) for name in several]
+    assert sorted(names) == [f"quick-{n:03d}" for n in range(1, 81)]
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "/etc"])

@@ -24,7 +24,7 @@ import click
 from rich.console import Console
 from typed import HOUSE, SIGINT, SIGKILL, SIGTERM, Command, snapshot, typed
 
-from gptcore import checkpoint, tokenizer
+from gptcore import checkpoint, files, tokenizer
 from gptcore.config import ModelConfig, architecture
 from gptcore.data import reopen
 from gptcore.evaluate.perplexity import score_documents
@@ -442,6 +442,37 @@ def test_what_cannot_be_resumed(house, words, line):
     done = typed("train", *words.split(), cwd=house)
     assert (done.status, done.stdout, done.stderr.splitlines()) == (2, "", [f"invoke train: {line}"])
     assert snapshot(house) == before
+
+
+def test_only_one_process_works_on_a_run(house):
+    """A trainer and a resume, then two resumes. Seen to fail without the lock: both wrote."""
+    name, line = "alone", "invoke train: run: expected to be the only writer, got a living process's runs/alone/.lock\n"
+    run = house / "runs" / name
+    first = Command("train", *argv(run=name), cwd=house).wait_for((run / "latest").exists)
+    second = typed("train", "--resume", name, cwd=house)
+    assert (second.status, second.stdout, second.stderr) == (2, "", line)
+    assert first.end().status == 0
+    assert_same_run(run, house / "runs/whole")
+    before = snapshot(house)
+    with files.only_writer(run):
+        assert typed("train", "--resume", run / "checkpoints/step-0000028", cwd=house).stderr.endswith("/.lock\n")
+    assert snapshot(house) == before
+
+
+def test_a_run_ends_when_its_last_save_is_on_the_disk(house, monkeypatch):
+    """Its folder goes while the last samples are shown. Seen to fail when the end was written down before."""
+    monkeypatch.chdir(house)
+
+    class Unlucky(io.StringIO):
+        def write(self, text):
+            if "-" * 20 in text and (job.path / "checkpoints").exists():
+                (job.path / "checkpoints").rename(job.path / "gone")
+            return super().write(text)
+
+    job = planning.begin(train.make_context("train", argv(run="unlucky")).params, Console(file=io.StringIO()))
+    with pytest.raises(FileNotFoundError):
+        training.work(job, Console(file=Unlucky()))
+    assert not rows(job.path, "stop")
 
 
 def test_nothing_to_resume(tmp_path):

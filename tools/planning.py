@@ -85,8 +85,7 @@ def begin(given, console) -> Job:
         "tokenizer": {"name": dataset.tokenizer.name, "fingerprint": dataset.tokenizer.fingerprint},
         "machine": machine(place, options), "argv": sys.argv[1:],
     }  # fmt: skip
-    name = given["run"] or checkpoint.next_name("runs", given["mode"])
-    path = checkpoint.create_run("runs", name, run, dataset.tokenizer)
+    path = checkpoint.create_run("runs", given["run"], run, dataset.tokenizer)
     state = init_state(params, config, options)
     save_every = given["save_every"] or max(1, round(60 / timing.update_seconds(dataset.n_sequences)))
     peak = gemm_peak(place, options)
@@ -329,7 +328,7 @@ def reopen(given, chosen, console) -> Job:
     if fixed:
         names = ", ".join("--" + name.replace("_", "-") for name in fixed)
         raise ValueError(f"resume: expected no {names}, which run.json has fixed; start a new run to change it")
-    step_dir, damaged = checkpoint.find_resumable(given["resume"] or None)
+    step_dir, damaged = checkpoint.find_resumable(given["resume"])
     path = step_dir.parent.parent
     run, step = checkpoint.read_run(path), checkpoint.load_step(step_dir)
     config, at = checkpoint.read_config(path), step.state["step"]

@@ -111,6 +111,8 @@ def train(**given):
     """Train a model on text: Python's documentation, or your own files."""
     from rich.console import Console
 
+    from gptcore import checkpoint
+    from gptcore.files import only_writer
     from tools import planning, training
 
     console = Console()
@@ -118,5 +120,11 @@ def train(**given):
     chosen = {name for name in given if context.get_parameter_source(name).name == "COMMANDLINE"}
     if given["no_compile"]:
         given["compile_"] = "off"
-    job = planning.reopen(given, chosen, console) if given["resume"] is not None else planning.begin(given, console)
-    return training.work(job, console)
+    if given["resume"] is None:
+        job = planning.begin(given, console)
+        with only_writer(job.path, "run", patience=0):
+            return training.work(job, console)
+    run_dir = checkpoint.find_run(given["resume"] or None)
+    with only_writer(run_dir, "run", patience=0):  # before a step is chosen: the other process may be saving one
+        job = planning.reopen(given | {"resume": given["resume"] or run_dir}, chosen, console)
+        return training.work(job, console)

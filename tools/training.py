@@ -26,6 +26,7 @@ def work(job, console) -> int:
         console.print(site_table(job))
     with signals() as asked, checkpoint.Saver(job.path) as saver, View(console, job.run, job.state.step) as view:
         follow(job, saver, view, stop=lambda: bool(asked))
+        saver.join()  # only what is on the disk has ended
         ended = job.state.step == job.options.n_steps and not epoch_is_open(job)
         reason = asked[0] if asked and not ended else "end"
         checkpoint.append_metrics(job.path, {"kind": "stop", "step": job.state.step, "reason": reason})
