@@ -78,7 +78,7 @@ def race(sides, batches, n_steps):
 @click.option("--shape", type=click.Choice(list(SHAPES)), multiple=True, default=list(SHAPES), help="Which shapes.")
 @click.option("--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Timed steps a side.")
 @click.option("--eager", is_flag=True, help="Neither side compiled.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all cores).")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Also write the result there.")
 def main(shape, steps, eager, threads, file):
     """Race a training step against its peer."""

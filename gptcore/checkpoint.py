@@ -69,9 +69,11 @@ def next_name(root, mode) -> str:
 
 
 def check_new_name(root, name) -> None:
-    """Raise ValueError unless name is a plain one for a folder that root does not hold yet."""
+    """Raise ValueError unless name is a plain one for a folder that root does not hold yet, and no step's."""
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"run: expected a plain name for a new folder, got {name!r}")
+    if name.startswith("step-"):  # RUN may be a step folder, which is known by its name
+        raise ValueError(f"run: expected a name that does not begin with step-, got {name}")
     if Path(root, name).exists():
         raise ValueError(f"run: expected a new name, got {name}, which exists in {root}")
 
@@ -472,6 +474,8 @@ def read_metrics(run_dir) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty or torn
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(type(row).__name__)
         except ValueError as error:
             raise ValueError(f"{path}:{number}: expected a JSON object a line, got {error}") from None
         repeats = row.get("kind") in ("train", "validation", "sample")  # a start, a stop or a note happens once

@@ -323,6 +323,9 @@ def test_a_torn_last_line_is_left_out_and_any_other_is_named(run):
     (run / "metrics.jsonl").write_text('{"kind": "start"}\n{"kind": "tra\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"metrics.jsonl:2: expected a JSON object a line"):
         checkpoint.read_metrics(run)
+    (run / "metrics.jsonl").write_text("5\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"metrics.jsonl:1: expected a JSON object a line, got int$"):
+        checkpoint.read_metrics(run)
 
 
 def test_equal_steps_are_equal_files(run):

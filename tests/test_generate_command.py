@@ -118,7 +118,7 @@ def test_a_stop_text_is_cut_off(house):
 
 
 def test_several_prompts_are_each_as_if_alone(house):
-    """G8, from options and from a file together."""
+    """G8, from options and from a file together. 45 tokens with a context of 32 are read again, which is said."""
     prompts = ["The", "A cat and a dog", "x"]
     alone = [spoken(house, "--prompt", prompt, "--max-new-tokens", 45)[1] for prompt in prompts]
     (house / "prompts.txt").write_text("\n".join(["", *prompts[1:], ""]), encoding="utf-8")
@@ -131,6 +131,7 @@ def test_several_prompts_are_each_as_if_alone(house):
         *texts, counts = done.stdout.split("\n", 1)[1].split(f"\n{'-' * 20}\n")
         assert texts == alone
         assert counts.startswith("3 texts, 135 new tokens, ")
+        assert counts.endswith(" a second, the context was full and its last half read again\n")
 
 
 def test_text_is_shown_as_it_is(house):
@@ -252,6 +253,8 @@ def test_a_reader_that_has_enough(house):
         ("--top-p 1.5", "top_p: expected a number in (0, 1], got 1.5"),
         ("--min-p 2", "min_p: expected a number in [0, 1], got 2.0"),
         ("--max-new-tokens -1", "Invalid value for '--max-new-tokens': -1 is not in the range x>=0."),
+        ("--stop=", "stop: expected a text to end before, got an empty one"),
+        ("--threads 999999", "Invalid value for '--threads': 999999 is not in the range 1<=x<=1024."),
         ("--top-k x", "Invalid value for '--top-k': 'x' is not a valid integer."),
         ("--prompts none.txt", "Invalid value for '--prompts': File 'none.txt' does not exist."),
         ("--prompts empty.txt", "prompts: expected a prompt a line, got none in empty.txt"),

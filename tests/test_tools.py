@@ -190,6 +190,11 @@ def commands(group, path=()):
             yield ".".join((*path, name)), command
 
 
+def options_of(command):
+    """The names of a command's options."""
+    return {name for parameter in command.params for name in parameter.opts}
+
+
 def options(text):
     """The options that a help text shows, in the order of the alphabet; --[no-]x and --x / --no-x are two each."""
     shown = re.findall(r"^ +(-.*?)(?:  |$)", text, flags=re.MULTILINE)
@@ -280,6 +285,21 @@ def test_runs_follows_one_run(house, capsys):
     assert ["100", "0", "4", "54.6", "validation", "3.00e-04", "-"] in rows
     assert ["200", "0", "3", "20.09", "validation", "3.00e-04", "-25.0", "%", "best"] in rows
     assert ["300", "0", "3.5", "33.12", "train", "3.00e-04", "-", "latest"] in rows
+
+
+def test_runs_shows_a_loss_beyond_floats(house, capsys):
+    """Seen to fail with math.exp, which overflows."""
+    state = {"epoch": 0, "train_loss": 1e4, "lr": 3e-4}
+    checkpoint.save_step("runs/quick-001", 400, params={}, optimizer={}, rng={}, state=state)
+    runs.main(["--run", "quick-001"], standalone_mode=False)
+    row = next(row for row in cells(capsys) if row[0] == "400")
+    assert row[2:4] == ["1e+04", "inf"]
+
+
+@pytest.mark.parametrize("name", [name for name, command in commands(main) if "--threads" in options_of(command)])
+def test_threads_have_a_bound(name, capsys):
+    with pytest.raises(click.BadParameter, match=r"999999 is not in the range 1<=x<=1024"):
+        dict(commands(main))[name].main(["--threads", "999999"], standalone_mode=False)
 
 
 def test_runs_tells_of_a_damaged_step(house, capsys):

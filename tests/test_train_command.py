@@ -635,6 +635,8 @@ KINDS = ".txt, .md, .jsonl, .jsonl.gz, .parquet"
             "got 'nope'",
         ),
         ("--run a/b", "run: expected a plain name for a new folder, got 'a/b'"),
+        ("--run step-1", "run: expected a name that does not begin with step-, got step-1"),
+        ("--threads 999999", "Invalid value for '--threads': 999999 is not in the range 1<=x<=1024."),
         ("--run whole", "run: expected a new name, got whole, which exists in runs"),
         pytest.param("--device mps", MPS, marks=pytest.mark.skipif(os.uname().sysname != "Linux", reason="has MPS")),
     ],

@@ -36,7 +36,7 @@ import click
     "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all cores).")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
 def compare(**given):
     """Rank runs or steps on the same documents, with paired intervals; say where no difference was shown."""
     from rich.console import Console

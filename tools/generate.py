@@ -54,7 +54,7 @@ from tools.native import build_first
     show_default=True,
     help="Who decodes: native kernels, torch operators, or the faster one that can.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all cores).")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
 @click.option("--list-presets", is_flag=True, help="Show the presets and stop; needs no run.")
 def generate(**given):
     """Continue a prompt, token by token."""
@@ -70,6 +70,8 @@ def generate(**given):
     if given["list_presets"]:
         console.print(speaking.preset_table(PRESETS))
         return 0
+    if "" in given["stop"]:  # it is found in every text at once
+        raise ValueError("stop: expected a text to end before, got an empty one")
     settings = speaking.choose_settings(given)
     prompts = [*given["prompt"], *(speaking.read_prompts(given["prompts"]) if given["prompts"] else ())]
     model = speaking.load(given)

@@ -1,7 +1,5 @@
 """The runs there are, and how one of them went, without loading any weights."""
 
-import math
-
 import click
 
 
@@ -47,18 +45,19 @@ def progress(info):
     """
     from rich.markup import escape
 
+    from tools.view import perplexity
+
     table = _table("step", "epoch", "loss", "perplexity", "of", "rate", "change", "", title=escape(info.path.name))
     before = {}
     for step in info.steps:
         kind = "validation" if step.state.get("validation_loss") is not None else "train"
         loss, epoch, rate = (step.state.get(key) for key in (f"{kind}_loss", "epoch", "lr"))
         change = f"{100 * (loss / before[kind] - 1):+.1f} %" if loss is not None and kind in before else "-"
-        perplexity = None if loss is None else math.exp(loss)
         table.add_row(
             str(step.step),
             "-" if epoch is None else str(epoch),
             _number(loss),
-            _number(perplexity),
+            "-" if loss is None else perplexity(loss),
             kind,
             "-" if rate is None else f"{rate:.2e}",
             change,

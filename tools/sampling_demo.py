@@ -11,7 +11,7 @@ import click
 @click.option("--draws", type=click.IntRange(min=1), default=20, show_default=True, help="Draws of each setting.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Random seed: the same one draws the same.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all cores).")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
 def sampling_demo(**given):
     """See what the sampling settings do: exact probabilities beside drawn frequencies."""
     from rich.console import Console

@@ -12,6 +12,7 @@ from gptcore import checkpoint, device
 from gptcore.generate import GenerateOptions, generate, text_pieces
 from gptcore.sampling import PRESETS, check_settings, with_strategy
 
+REREAD = ", the context was full and its last half read again"
 HELP = """Type a text and it is continued. An empty line does nothing; quit, exit or q ends; Ctrl-C stops a text."""
 
 
@@ -105,8 +106,9 @@ def speak(model, prompt, options, stop, console) -> None:
     finally:
         write(console, "\n")
     seconds = time.perf_counter() - began
-    again = ", the context was full and its last half read again" if n_again else ""
-    line = f"{len(ids):,} prompt tokens, {n_new:,} new, {n_new / seconds:,.0f} tokens a second{again}"
+    line = (
+        f"{len(ids):,} prompt tokens, {n_new:,} new, {n_new / seconds:,.0f} tokens a second{REREAD if n_again else ''}"
+    )
     console.print(Text(line), style="#666666", soft_wrap=True)
 
 
@@ -118,8 +120,9 @@ def write(console, text) -> None:
 
 def speak_together(model, prompts, options, stop, console) -> None:
     """Several prompts at once, each text as if it were alone."""
-    rows, began = [[] for _ in prompts], time.perf_counter()
+    rows, n_again, began = [[] for _ in prompts], 0, time.perf_counter()
     for step in generate(model.params, model.config, [encode(model, prompt) for prompt in prompts], options):
+        n_again += step.reread
         for row, token in zip(rows, step.tokens, strict=True):
             row += [token] if token >= 0 else []
     seconds = time.perf_counter() - began
@@ -128,6 +131,7 @@ def speak_together(model, prompts, options, stop, console) -> None:
         write(console, prompt + "".join(pieces) + "\n" + "-" * 20 + "\n")
     n_new = sum(map(len, rows))
     line = f"{len(prompts)} texts, {n_new:,} new tokens, {n_new / seconds:,.0f} a second"
+    line += REREAD if n_again else ""
     console.print(Text(line), style="#666666", soft_wrap=True)
 
 

@@ -102,7 +102,7 @@ class Number(click.FloatRange):
     help="torch.compile: auto pays it for runs of 2 minutes or more.",
 )
 @click.option("--no-compile", is_flag=True, help="The same as --compile off.")
-@click.option("--threads", type=POSITIVE, help="CPU threads (default: all cores).")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
 @click.option("--save-every", type=POSITIVE, help="Updates between saves (default: about a minute).")
 @click.option("--run", metavar="NAME", help="Name of the new run (default: quick-001 and so on).")
 @click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with a run: the newest, or RUN.")
