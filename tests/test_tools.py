@@ -54,6 +54,16 @@ def fail(how):
         open("missing.txt")
     if how == "status":
         return 7
+    if how == "memory":
+        raise MemoryError
+    if how == "gpu":
+        import torch
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\\n See the documentation.")
+    if how == "mps":
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")
+    if how == "cpu":
+        import torch
+        torch.empty(2**60)
     if how == "bug":
         raise RuntimeError("ours")
     if how == "ctrl-c":
@@ -144,6 +154,9 @@ HINT = "(invoke train --help lists its options)"
         ("train --lr x", 2, "invoke train: Invalid value for '--lr': 'x' is not a valid float."),
         ("fail value", 2, "invoke fail: top_p: expected a number in (0, 1], got 1.5"),
         ("fail file", 2, "invoke fail: missing.txt: No such file or directory"),
+        ("fail memory", 2, "invoke fail: out of memory"),
+        ("fail gpu", 2, "invoke fail: CUDA out of memory. Tried to allocate 2 GiB. See the documentation."),
+        ("fail mps", 2, "invoke fail: MPS backend out of memory (MPS allocated: 1 GB)"),
         ("fail ctrl-c", 130, "invoke fail: stopped"),
         ("train --bad", 2, f"invoke train: No idea what '--bad' is! {HINT}"),
         ("train stray", 2, f"invoke train: No idea what 'stray' is! {HINT}"),
@@ -154,6 +167,25 @@ HINT = "(invoke train --help lists its options)"
 def test_what_is_wrong_is_one_line_and_a_status(demo, argv, status, line):
     done = call(*argv.split(), cwd=demo)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (status, "", line)
+
+
+def test_the_cpus_own_memory_is_one_line_too(demo):
+    """torch.empty(2**60): a RuntimeError whose words are the allocator's."""
+    done = call("fail", "cpu", cwd=demo)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("invoke fail: ")
+    assert "can't allocate memory" in line
+
+
+def test_the_environment_is_ready_before_torch():
+    """What the user has set stays."""
+    show = "import os, tasks; print(os.environ['CUBLAS_WORKSPACE_CONFIG'], os.environ['GOMP_SPINCOUNT'])"
+    left = {name: value for name, value in os.environ.items() if name not in ("CUBLAS_WORKSPACE_CONFIG",)}
+    for given, expected in (({}, ":4096:8 3000\n"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8 3000\n")):
+        environment = left | {"GOMP_SPINCOUNT": "3000"} | given
+        done = subprocess.run([sys.executable, "-c", show], cwd=HOUSE, env=environment, capture_output=True, text=True)
+        assert done.stdout == expected
 
 
 def test_a_missing_argument_is_named(demo):

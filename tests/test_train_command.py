@@ -21,6 +21,7 @@ pytest.importorskip("resource", reason="signals, terminals and limits as they ar
 import termios
 
 import click
+import torch
 from rich.console import Console
 from typed import HOUSE, SIGINT, SIGKILL, SIGTERM, Command, snapshot, typed
 
@@ -371,6 +372,34 @@ def test_a_stop_after_the_last_update(house, when, monkeypatch):
     assert_same_run(house / "runs" / name, house / "runs/whole")
     state = checkpoint.read_state(house / "runs" / name / "checkpoints/step-0000040")
     assert state["validation_loss"] == rows(house / "runs" / name, "validation")[-1]["loss"]
+
+
+@pytest.mark.parametrize("when", ["validation", "samples"])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory (1 GB)")],
+    ids=["cuda", "mps"],
+)
+def test_no_memory_for_an_epochs_end(house, when, error, monkeypatch):
+    """Raised where the device would, between two batches: one line, and the run can go on from what it names."""
+    monkeypatch.chdir(house)
+    name = f"no-memory-{when}-{type(error).__name__}"
+    job = planning.begin(train.make_context("train", argv(run=name)).params, Console(file=io.StringIO()))
+
+    def stop():
+        if job.state.step == 20 and (when == "validation" or job.known.get("validated_at") == 20):
+            raise error
+        return False
+
+    kept = 16 if when == "validation" else 20
+    line = rf"^training stopped, {re.escape(str(error))}; runs/{name} keeps step-{kept:07d}$"
+    with (
+        checkpoint.Saver(job.path) as saver,
+        View(Console(file=io.StringIO()), job.run, 0) as view,
+        pytest.raises(ValueError, match=line),
+    ):
+        training.follow(job, saver, view, stop=stop)
+    assert rows(job.path, "stop")[-1]["reason"] == str(error)
 
 
 def test_a_second_signal_gives_up_at_once(house):

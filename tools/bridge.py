@@ -13,6 +13,8 @@ import click
 import invoke
 from invoke.exceptions import ParseError
 
+from tools.machine import out_of_memory
+
 
 def mirror(group) -> invoke.Collection:
     """The commands of a click group as Invoke tasks; groups inside it become sub-collections (interpret.logit-lens)."""
@@ -103,6 +105,10 @@ def run(command, argv, path):
         if error.filename is None:  # not about a file that the user can do something about
             raise
         raise invoke.Exit(one_line(path, f"{error.filename}: {error.strerror}"), code=2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise invoke.Exit(one_line(path, str(error) or "out of memory"), code=2) from None
     if isinstance(status, int) and status:
         raise invoke.Exit(code=status)
 

@@ -23,6 +23,7 @@ from gptcore.evaluate.perplexity import score_documents
 from gptcore.generate import GenerateOptions, generate
 from gptcore.model import check_params, count_params, init_params
 from gptcore.train import TrainOptions, TrainState, gradients_, init_state, measure
+from tools.machine import set_up
 from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, PROMPTS, RATES
 from tools.tables import start_table
 from tools.view import duration
@@ -54,7 +55,8 @@ def begin(given, console) -> Job:
     mode = MODES[given["mode"]]
     pick = lambda name: mode[name] if given[name] is None else given[name]
     refuse(given, pick)
-    place = set_up(given, console)
+    place = set_up(given)
+    tell(console, f"Device: {device.backend_name(place)}, {device.card_name(place)}")
     accumulation = given["accumulation_steps"] or ACCUMULATION
     dataset = read_text(given, mode, accumulation, console)
     config = choose_config(given, pick, dataset.tokenizer.n_vocab, dataset.n_context)
@@ -105,16 +107,6 @@ def refuse(given, pick) -> None:
     if given["run"] is not None:
         checkpoint.check_new_name("runs", given["run"])
     choose_config(given, pick, n_vocab=1, n_context=given["n_context"])
-
-
-def set_up(given, console):
-    """The device and its threads, told in one line."""
-    place = device.pick(given["device"])
-    torch.set_num_threads(given["threads"] or torch.get_num_threads())
-    if place.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    tell(console, f"Device: {device.backend_name(place)}, {device.card_name(place)}")
-    return place
 
 
 def read_text(given, mode, accumulation, console):
@@ -337,7 +329,8 @@ def reopen(given, chosen, console) -> Job:
         raise ValueError(f"resume: expected a run that is not finished, got {path.name} at update {at:,}, its last")
     for line in damaged:
         tell(console, f"{line}; using {step_dir.name}")
-    place = set_up(given, console)
+    place = set_up(given)
+    tell(console, f"Device: {device.backend_name(place)}, {device.card_name(place)}")
     options = load_options(run["options"])
     if given["compile_"] != "auto":
         options = replace(options, compiled=given["compile_"] == "on")

@@ -34,6 +34,7 @@ from gptcore.evaluate.perplexity import (
     verdict,
     windows,
 )
+from tools.machine import set_up
 from tools.reliability import reliability_svg
 
 N_WORST = 20  # tokens shown in context
@@ -84,9 +85,7 @@ def check_options(given) -> None:
 
 def load(run, given) -> checkpoint.Loaded:
     """RUN's best step, or the step that it is, on the device that was asked for."""
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
-    return checkpoint.load_model(run, device=device.pick(given["device"]))
+    return checkpoint.load_model(run, device=set_up(given))
 
 
 def most_tokens(model, given) -> int:

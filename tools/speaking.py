@@ -3,7 +3,6 @@
 import time
 from dataclasses import replace
 
-import torch
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +10,7 @@ from rich.text import Text
 from gptcore import checkpoint, device
 from gptcore.generate import GenerateOptions, generate, text_pieces
 from gptcore.sampling import PRESETS, check_settings, with_strategy
+from tools.machine import set_up
 
 REREAD = ", the context was full and its last half read again"
 HELP = """Type a text and it is continued. An empty line does nothing; quit, exit or q ends; Ctrl-C stops a text."""
@@ -28,8 +28,7 @@ def choose_settings(given):
 
 def load(given) -> checkpoint.Loaded:
     """The run's model on the device, with the context that was asked for; ValueError names what does not fit."""
-    torch.set_num_threads(given["threads"] or torch.get_num_threads())
-    model = checkpoint.load_model(given["run"], device=device.pick(given["device"]))
+    model = checkpoint.load_model(given["run"], device=set_up(given))
     n_context = given["n_context"]
     if not n_context:
         return model

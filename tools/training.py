@@ -14,6 +14,7 @@ from gptcore.files import write_whole
 from gptcore.generate import GenerateOptions, generate
 from gptcore.sampling import Sampling
 from gptcore.train import NotFinite, flops_per_token, train
+from tools.machine import out_of_memory
 from tools.modes import PROMPTS
 from tools.plot import write_loss_plot
 from tools.tables import final_panel, site_table
@@ -55,7 +56,9 @@ def follow(job, saver, view, stop) -> None:
         save(job, saver)
     except Stopped:  # in the middle of a validation or of samples, which the resumed run will make
         save(job, saver)
-    except (NotFinite, MemoryError) as error:
+    except (NotFinite, MemoryError, RuntimeError) as error:
+        if not isinstance(error, NotFinite) and not out_of_memory(error):
+            raise
         saver.join()  # what is named below is on the disk
         checkpoint.append_metrics(job.path, {"kind": "stop", "step": job.state.step, "reason": str(error)})
         kept = checkpoint.step_name(checkpoint.marked(job.path, "latest"))
