@@ -218,13 +218,16 @@ def calibrate(params, config, dataset, options, given, length, console):
 
     Chosen here: the number format, sequences a pass, compiled or not, and on a CPU with short sequences the explicit
     attention, which a compiled graph may fuse better than the kernel for long ones. What was measured leaves no trace.
+    A run of --steps races no two ways, so that the same command makes the same weights again.
     """
     place = params["embed"]["w"].device
     most = max(1, (4096 if place.type == "cpu" else 16_384) // dataset.n_context)  # sequences that keep the cores busy
     formats = [given["dtype"]]
     if given["dtype"] == "auto":
         formats = ["bfloat16"] if device.multiplies_bfloat16(place) else ["float32"]
-        formats += ["float32"] if formats == ["bfloat16"] and place.type == "cpu" else []
+        if formats == ["bfloat16"] and place.type == "cpu":
+            small = config.d_model < 128  # below it, casting costs more than the products save
+            formats = ["bfloat16", "float32"] if not length.steps else ["float32"] if small else ["bfloat16"]
 
     def timed(seconds, **ways):
         return measure(
@@ -243,7 +246,8 @@ def calibrate(params, config, dataset, options, given, length, console):
     if given["compile_"] == "auto" and (planned < COMPILE_PAYS or place.type not in ("cpu", "cuda")):
         return eager, "no: the run is too short to pay for it" if planned < COMPILE_PAYS else "no: not on this device"
     began, timings = time.perf_counter(), [] if given["compile_"] == "on" else [eager]
-    for attention in ["explicit", "fused"] if place.type == "cpu" and dataset.n_context <= 512 else ["fused"]:
+    short = place.type == "cpu" and dataset.n_context <= 512
+    for attention in ["explicit", "fused"] if short and not length.steps else ["explicit"] if short else ["fused"]:
         ways = {"n_pass": n_pass, "dtype": eager.options.dtype, "compiled": True, "attention": attention}
         with console.status(f"Compiling the update ({attention} attention)"):
             if fault := compile_fault(params, config, dataset.sequences(range(n_pass)), replace(options, **ways)):
