@@ -75,6 +75,7 @@ class Tokenizer:
 
     @property
     def n_vocab(self) -> int:
+        """How many ids there are, special ones and gaps included."""
         return len(self.tokens)
 
     @cached_property
