@@ -15,11 +15,11 @@ from pathlib import Path
 
 import click
 import torch
-from peers import ModuleGPT, gemm_peak, module_step
+from peers import ModuleGPT, module_step
 
 from gptcore import optim, tree
 from gptcore.config import architecture
-from gptcore.device import card_name, generator
+from gptcore.device import card_name, gemm_peak, generator
 from gptcore.model import init_params
 from gptcore.train import TrainOptions, flops_per_token, init_state, train_step_
 
@@ -65,9 +65,10 @@ def race(sides, batches, n_steps):
             raise SystemExit(
                 f"{name}: first loss {side['losses'][0]:.4f}, the peer's is {start:.4f}: not the same model"
             )
-    seconds = {name: [] for name in sides}
+    names, seconds = list(sides), {name: [] for name in sides}
     for n in range(n_steps):
-        for name in sorted(sides, key=lambda name, n=n: (hash((name, n)), name)):  # no side always goes first
+        first_side = n % len(sides)  # no side always goes first
+        for name in (*names[first_side:], *names[:first_side]):
             began = time.perf_counter()
             sides[name](*batches[n % len(batches)])
             seconds[name].append(time.perf_counter() - began)
@@ -98,7 +99,7 @@ def main(shape, steps, eager, threads, file):
             for _ in range(4)
         ]
         first, seconds = race(contestants(config, not eager), batches, steps)
-        peak, n_tokens = gemm_peak(torch.bfloat16), rows * config.n_context
+        peak, n_tokens = gemm_peak("cpu", torch.bfloat16), rows * config.n_context
         table = {}
         for side, times in seconds.items():
             best, median = min(times), statistics.median(times)

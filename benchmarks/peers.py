@@ -1,7 +1,5 @@
 """What we measure ourselves against: the same model, written the usual way from torch.nn modules."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -63,8 +61,7 @@ class ModuleGPT(nn.Module):
     def load(self, params):
         """Take the weights of a gptcore model of the same shape, so that both compute the same loss."""
         own = {"embed.weight": params["embed"]["w"], "positions.weight": params["positions"]["w"]}
-        for name, norm in (("norm_f", params["norm_f"]),):
-            own |= {f"{name}.weight": norm["w"], f"{name}.bias": norm["b"]}
+        own |= {"norm_f.weight": params["norm_f"]["w"], "norm_f.bias": params["norm_f"]["b"]}
         for i, p in enumerate(params["blocks"]):
             for kind in ("w", "b"):
                 word = {"w": "weight", "b": "bias"}[kind]
@@ -96,16 +93,3 @@ def module_step(model, *, compiled, autocast):
         return loss.item()
 
     return step
-
-
-def gemm_peak(dtype, n=1024):
-    """FLOP/s of the machine's best of several large matrix products: the limit a training step works under."""
-    import time
-
-    a = torch.randn(n, n).to(dtype)
-    best = math.inf
-    for _ in range(8):
-        began = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best

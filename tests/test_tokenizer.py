@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcore import tokenizer
+from tools import doctor
 
 SAMPLE = (
     "Return the number of items in a container. If the container is empty, return 0.\n\n"
@@ -204,6 +205,17 @@ def test_without_the_file_the_message_names_a_way_out(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"^tokenizer: expected nothing's file in .*--tokenizer bpe:4096"):
         tokenizer._file("nothing", "nothing.tiktoken", "0" * 64)
     assert not list(tmp_path.iterdir())
+
+
+def test_doctor_looks_where_the_tokenizer_does(tmp_path, monkeypatch):
+    """Seen to fail: told to keep no cache, the tokenizer looks in none, and doctor named the next folder's."""
+    name = hashlib.sha1((tokenizer.FILES + tokenizer.CL100K_FILE[0]).encode()).hexdigest()
+    (tmp_path / name).write_bytes(b"IQ== 0\n")
+    monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(tmp_path))
+    for folder in ("", str(tmp_path)):  # no cache, and a file that is another
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", folder)
+        found = tokenizer.find_file(*tokenizer.CL100K_FILE)
+        assert doctor.cl100k_base() == (f"in {found.parent}" if found else "") != f"in {tmp_path}"
 
 
 def test_tiktokens_cache_comes_first_and_is_verified(tmp_path, monkeypatch):

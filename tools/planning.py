@@ -90,7 +90,7 @@ def begin(given, console) -> Job:
     path = checkpoint.create_run("runs", given["run"], run, dataset.tokenizer)
     state = init_state(params, config, options)
     save_every = given["save_every"] or max(1, round(60 / timing.update_seconds(dataset.n_sequences)))
-    peak = gemm_peak(place, options)
+    peak = device.gemm_peak(place, getattr(torch, options.dtype))
     job = Job(path, run, config, params, state, options, dataset, place, peak, save_every, given["debug"])
     console.print(start_table(job, compiling))
     long = " More than an hour: --mode quick is done in minutes." if seconds > 3600 else ""
@@ -276,19 +276,6 @@ def compile_fault(params, config, batch, options) -> str:
     return "" if same else f"expected the eager loss {eager:.5f}, got {compiled:.5f}"
 
 
-def gemm_peak(place, options) -> float:
-    """FLOP/s of one large matrix product in the run's number format: what the machine could do at most."""
-    n = 1024 if place.type == "cpu" else 8192
-    a = torch.ones(n, n, device=place, dtype=getattr(torch, options.dtype))
-    best = float("inf")
-    for _ in range(6):
-        began = time.perf_counter()
-        a @ a
-        device.synchronize(place)
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
-
-
 def machine(place, options) -> dict:
     """What a resumed run must find again to be the same bit for bit."""
     packages = ("torch", "numpy", "tiktoken", "tokenizers", "safetensors")
@@ -358,5 +345,5 @@ def reopen(given, chosen, console) -> Job:
     checkpoint.append_metrics(path, {"kind": "resume", "step": state.step, "time": time.time()})
     console.print(f"Going on with {path.name} at update {state.step:,} of {options.n_steps:,}.", highlight=False)
     save_every = given["save_every"] or max(1, round(60 * options.n_steps / max(1, run["estimated_seconds"])))
-    peak = gemm_peak(place, options)
+    peak = device.gemm_peak(place, getattr(torch, options.dtype))
     return Job(path, run, config, params, state, options, dataset, place, peak, save_every, given["debug"], step.state)
