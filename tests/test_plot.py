@@ -43,3 +43,20 @@ def test_a_run_of_one_update_has_no_picture(tmp_path):
     checkpoint.append_metrics(tmp_path, {"kind": "train", "step": 2, "tokens": 20, "loss": 2.0})
     write_loss_plot(tmp_path)
     assert len(points((tmp_path / "loss.svg").read_text(encoding="utf-8"), 0)) == 2
+
+
+def test_the_last_point_is_drawn_however_many_there_are():
+    """Seen to fail when every third point was taken and the last was none of them."""
+    train = [(n, 4.0 - n / 4000) for n in range(1, 4502)]
+    svg = loss_svg("run", train, [])
+    for index in (0, 1):
+        assert 1500 <= len(points(svg, index)) <= 2252
+        assert points(svg, index)[-1][0] == WIDTH - 16
+
+
+def test_few_tokens_have_labels():
+    """Seen to fail: below 500 they were all 0k."""
+    labels = [text.text for text in xml.fromstring(loss_svg("run", [(100, 3.0), (400, 2.0)], [])).findall("{*}text")]
+    assert labels[-5:] == ["0", "100", "200", "300", "400"]
+    labels = [text.text for text in xml.fromstring(loss_svg("run", [(1, 3.0), (4e5, 2.0)], [])).findall("{*}text")]
+    assert labels[-5:] == ["0", "100k", "200k", "300k", "400k"]

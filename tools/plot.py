@@ -34,6 +34,7 @@ def loss_svg(name, train, held_out) -> str:
     y = lambda loss: TOP + (HEIGHT - TOP - BOTTOM) * (high - loss) / (high - low)
     points = lambda pairs: " ".join(f"{x(tokens):.1f},{y(loss):.1f}" for tokens, loss in pairs)
     every = max(1, len(train) // 1500)  # more points than pixels help nobody
+    thin = lambda pairs: pairs[:-1:every] + pairs[-1:]
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         'font-family="sans-serif" font-size="12" fill="currentColor">',
@@ -55,8 +56,8 @@ def loss_svg(name, train, held_out) -> str:
             f'<text x="{x(most * n / 4):.1f}" y="{HEIGHT - 16}" text-anchor="{anchor}">{_tokens(most * n / 4)}</text>'
         ]
     lines += [
-        f'<polyline points="{points(train[::every])}" fill="none" stroke="currentColor" stroke-opacity="0.3"/>',
-        f'<polyline points="{points(running_mean(train)[::every])}" fill="none" stroke="#2196f3" stroke-width="2"/>',
+        f'<polyline points="{points(thin(train))}" fill="none" stroke="currentColor" stroke-opacity="0.3"/>',
+        f'<polyline points="{points(thin(running_mean(train)))}" fill="none" stroke="#2196f3" stroke-width="2"/>',
         *(f'<circle cx="{x(tokens):.1f}" cy="{y(loss):.1f}" r="4" fill="#673ab7"/>' for tokens, loss in held_out),
         "</svg>",
     ]
@@ -73,4 +74,6 @@ def running_mean(pairs, weight=0.95):
 
 
 def _tokens(n):
+    if n < 1e4:
+        return f"{n:,.0f}"
     return f"{n / 1e6:.1f}M" if n >= 1e6 else f"{n / 1e3:.0f}k"
