@@ -313,8 +313,8 @@ def load_model(run=None, *, device="cpu", root="runs") -> Loaded:
     folder = path.parent.parent
     config, params = read_config(folder), load_params(path)
     check_params(params, config)
-    params, words = tree.map(lambda leaf: leaf.to(device), params), tokenizer.load(folder / "tokenizer.json")
-    return Loaded(path, read_run(folder), read_state(path), params, config, words)
+    params = tree.map(lambda leaf: leaf.to(device), params)
+    return Loaded(path, read_run(folder), read_state(path), params, config, tokenizer.load(folder / "tokenizer.json"))
 
 
 def read_state(step_dir) -> dict[str, Any]:

@@ -117,9 +117,9 @@ def read_text(given, mode, accumulation, console):
         "tokens_per_epoch": given["tokens_per_epoch"] or mode["tokens_per_epoch"],
     }  # fmt: skip
     sources = list(given["data"]) or ["python-docs"]
-    words = choose_tokenizer(given["tokenizer"], mode, console)
+    chosen = choose_tokenizer(given["tokenizer"], mode, console)
     with console.status("Reading the text"):
-        dataset = prepare(sources, words, **ways)
+        dataset = prepare(sources, chosen, **ways)
     for note in dataset.notes:
         tell(console, note)
     return dataset
@@ -153,15 +153,15 @@ def choose_config(given, pick, n_vocab, n_context) -> ModelConfig:
 
 def affordable(dataset, params, config, seconds) -> int:
     """How many held-out tokens can be scored, beside writing the samples, in so many seconds; a sequence at least."""
-    words, n_tried = dataset.tokenizer, min(4096, dataset.n_validation_tokens)
+    eot, n_tried = dataset.tokenizer.eot, min(4096, dataset.n_validation_tokens)
 
     def score():
         score_documents(
-            params, config, dataset.validation, eot=words.eot, token_bytes=words.n_bytes, max_tokens=n_tried
+            params, config, dataset.validation, eot=eot, token_bytes=dataset.tokenizer.n_bytes, max_tokens=n_tried
         )
 
     def speak():  # a tenth of the samples
-        list(generate(params, config, [[words.eot]] * len(PROMPTS), GenerateOptions(max_new_tokens=10)))
+        list(generate(params, config, [[eot]] * len(PROMPTS), GenerateOptions(max_new_tokens=10)))
 
     score(), speak()  # once to warm up
     began = time.perf_counter()
