@@ -9,9 +9,9 @@
 constexpr int kSums = 4;             // independent sums of sixteen lanes: as many additions are under way at once
 constexpr int kAheadBytes = 4096;    // of the weights' stream
 
-// out[r] = w . x[r] over n numbers, a multiple of 16: number i goes to sum i / 16 % 4, lane i % 16.
+// sums[16 r] = w times x[r], lane by lane, over n numbers, a multiple of 16: number i goes to sum i / 16 % 4, lane i % 16.
 template <int R, class W>
-inline void row_dots(float* out, const W* w, const float* const* x, int64_t n) {
+inline void row_sums(F16* sums, const W* w, const float* const* x, int64_t n) {
   F16 sum[R * kSums];
   UNROLL
   for (int i = 0; i < R * kSums; ++i) sum[i] = splat(0.0f);
@@ -36,28 +36,38 @@ inline void row_dots(float* out, const W* w, const float* const* x, int64_t n) {
   }
   UNROLL
   for (int r = 0; r < R; ++r)
-    out[r] = total((sum[r * kSums] + sum[r * kSums + 1]) + (sum[r * kSums + 2] + sum[r * kSums + 3]));
+    sums[16 * r] = (sum[r * kSums] + sum[r * kSums + 1]) + (sum[r * kSums + 2] + sum[r * kSums + 3]);
 }
 
-// Outputs first..last-1 of y[r] = m x[r] (+ y[r] if more), for rows of activations r.
+// Outputs first..last-1 of y[r] = m x[r] (+ y[r] if more), for rows of activations r; first is a multiple of 16. Sixteen
+// rows of weights come one by one, and their lanes are then folded together: alone each would cost as much as 200 numbers.
 template <class W>
 inline void multiply(float* const* y, const float* const* x, int n_row, const Leaf& m, int64_t n_in, int64_t first, int64_t last,
                      bool more) {
-  constexpr int R = kTile / kSums;
+  constexpr int R = kTile / kSums, kGroup = 8;
   const int64_t stride = padded(n_in);
-  for (int64_t j = first; j < last; ++j) {
-    const W* w = static_cast<const W*>(m.w) + j * stride;
-    const float scale = m.scale ? m.scale[j] : 1.0f, bias = m.b ? m.b[j] : 0.0f;
-    const auto put = [&](int r, float dot) { y[r][j] = (more ? y[r][j] : 0.0f) + (dot * scale + bias); };
-    float dots[R];
-    int r = 0;
-    for (; R > 1 && r + R <= n_row; r += R) {
-      row_dots<R>(dots, w, x + r, stride);
-      for (int i = 0; i < R; ++i) put(r + i, dots[i]);
-    }
-    for (; r < n_row; ++r) {
-      row_dots<1>(dots, w, x + r, stride);
-      put(r, dots[0]);
+  F16 sums[16 * kGroup];
+  for (F16& sum : sums) sum = splat(0.0f);
+  for (int64_t j = first; j < last; j += 16) {
+    const int n_out = int(smaller(16, last - j));
+    for (int begin = 0; begin < n_row; begin += kGroup) {
+      const int n = int(smaller(kGroup, n_row - begin));
+      for (int i = 0; i < n_out; ++i) {
+        const W* w = static_cast<const W*>(m.w) + (j + i) * stride;
+        int r = 0;
+        for (; R > 1 && r + R <= n; r += R) row_sums<R>(sums + 16 * r + i, w, x + begin + r, stride);
+        for (; r < n; ++r) row_sums<1>(sums + 16 * r + i, w, x + begin + r, stride);
+      }
+      for (int r = 0; r < n; ++r) {
+        alignas(64) float dots[16];
+        totals<16>(sums + 16 * r, dots);
+        float* to = y[begin + r] + j;
+        for (int i = 0; i < n_out; ++i) {
+          const float dot = m.scale ? dots[i] * m.scale[j + i] : dots[i];
+          const float out = m.b ? dot + m.b[j + i] : dot;
+          to[i] = more ? to[i] + out : out;
+        }
+      }
     }
   }
 }
