@@ -69,16 +69,17 @@ class Row:
         return full
 
 
-def generate(params, config, prompts, options=GenerateOptions(), *, tap=None) -> Iterator[Step]:
+def generate(params, config, prompts, options=GenerateOptions(), *, tap=None, packed=None) -> Iterator[Step]:
     """Continue prompts, lists of token ids of any lengths: a Step for each new token, until every row has ended.
 
     A row draws what it would draw alone, as far as the logits are those: in low precision, matrix products round
     differently in a batch. When its context is full, its last half is read again as a new beginning.
-    tap sees and edits every prefill and decode step, with the values of the new tokens only. Raises ValueError for an
-    empty prompt, an id outside the vocabulary, and logits that are not numbers.
+    tap sees and edits every prefill and decode step, with the values of the new tokens only. packed is engine.pack's
+    result, where it is at hand already or rounds the weights. Raises ValueError for an empty prompt, an id outside the
+    vocabulary, and logits that are not numbers.
     """
     rows = start_rows(prompts, options, config)
-    native, packed, pace = decodes_natively(params, config, options, tap), None, engine.Pace()
+    native, pace = decodes_natively(params, config, options, tap), engine.Pace()
     live, cache, n_new = list(range(len(rows))), None, 0
     full = [place for place in live if rows[place].make_room_(config.n_context)]  # prompts longer than the context
     while rows and n_new < options.max_new_tokens:

@@ -2,18 +2,31 @@
 
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gptcore import checkpoint, device
+from gptcore import checkpoint, device, engine
+from gptcore.config import ModelConfig
 from gptcore.generate import GenerateOptions, generate, text_pieces
 from gptcore.sampling import PRESETS, check_settings, with_strategy
+from gptcore.tokenizer import Tokenizer
 from tools.machine import set_up
 
 REREAD = ", the context was full and its last half read again"
 HELP = """Type a text and it is continued. An empty line does nothing; quit, exit or q ends; Ctrl-C stops a text."""
+
+
+class Speaker(NamedTuple):
+    """A run that is ready to speak."""
+
+    name: str
+    params: dict
+    config: ModelConfig
+    tokenizer: Tokenizer
+    packed: engine.Packed | None  # the weights as the native decoder wants them, None where it does not serve
 
 
 def choose_settings(given):
@@ -26,19 +39,18 @@ def choose_settings(given):
     return with_strategy(given["strategy"], settings) if given["strategy"] else settings
 
 
-def load(given) -> checkpoint.Loaded:
+def load(given) -> Speaker:
     """The run's model on the device, with the context that was asked for; ValueError names what does not fit."""
     model = checkpoint.load_model(given["run"], device=set_up(given))
-    n_context = given["n_context"]
-    if not n_context:
-        return model
-    params = model.params
-    if model.config.position == "learned":
-        if n_context > model.config.n_context:
+    params, config, n_context = model.params, model.config, given["n_context"]
+    if n_context and config.position == "learned":
+        if n_context > config.n_context:
             got = f"{n_context}; positions beyond it were never learned"
-            raise ValueError(f"n_context: expected at most {model.config.n_context}, got {got}")
+            raise ValueError(f"n_context: expected at most {config.n_context}, got {got}")
         params = params | {"positions": {"w": params["positions"]["w"][:n_context]}}
-    return model._replace(params=params, config=replace(model.config, n_context=n_context))
+    config = replace(config, n_context=n_context) if n_context else config
+    native = given["engine"] != "eager" and not given["no_cache"] and not engine.why_not(params, config)
+    return Speaker(model.name, params, config, model.tokenizer, engine.pack(params, config) if native else None)
 
 
 def make_options(given, settings, model) -> GenerateOptions:
@@ -93,7 +105,7 @@ def speak(model, prompt, options, stop, console) -> None:
 
     def tokens():
         nonlocal n_new, n_again
-        for step in generate(model.params, model.config, [ids], options):
+        for step in generate(model.params, model.config, [ids], options, packed=model.packed):
             n_new, n_again = n_new + 1, n_again + step.reread
             if step.tokens[0] not in options.stop:
                 yield step.tokens[0]
@@ -120,7 +132,8 @@ def write(console, text) -> None:
 def speak_together(model, prompts, options, stop, console) -> None:
     """Several prompts at once, each text as if it were alone."""
     rows, n_again, began = [[] for _ in prompts], 0, time.perf_counter()
-    for step in generate(model.params, model.config, [encode(model, prompt) for prompt in prompts], options):
+    ids = [encode(model, prompt) for prompt in prompts]
+    for step in generate(model.params, model.config, ids, options, packed=model.packed):
         n_again += step.reread
         for row, token in zip(rows, step.tokens, strict=True):
             row += [token] if token >= 0 else []
