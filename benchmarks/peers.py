@@ -93,3 +93,45 @@ def module_step(model, *, compiled, autocast):
         return loss.item()
 
     return step
+
+
+def transformers_gpt2(params, config):
+    """transformers' GPT-2 with a gptcore model's weights: text(prompt (1,T), n_new, **how) -> ids; None without it."""
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ImportError:
+        return None
+    shape = GPT2Config(
+        vocab_size=config.n_vocab, n_positions=config.n_context, n_embd=config.d_model, n_layer=config.n_layer,
+        n_head=config.n_head, activation_function={"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.mlp],
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(shape).eval().to(params["embed"]["w"].dtype)
+    body = model.transformer
+    copies = [(body.wte.weight, params["embed"]["w"]), (body.wpe.weight, params["positions"]["w"])]
+    copies += _both(body.ln_f, params["norm_f"])
+    for block, p in zip(body.h, params["blocks"], strict=True):
+        copies += _both(block.ln_1, p["norm_1"]) + _both(block.ln_2, p["norm_2"])
+        joined = {kind: torch.cat([p["attn"][name][kind] for name in "qkv"]) for kind in "wb"}
+        layers = [
+            (block.attn.c_attn, joined), (block.attn.c_proj, p["attn"]["o"]),
+            (block.mlp.c_fc, p["mlp"]["up"]), (block.mlp.c_proj, p["mlp"]["down"]),
+        ]  # fmt: skip
+        for module, leaf in layers:  # stored as (in, out) there
+            copies += _both(module, {"w": leaf["w"].T, "b": leaf["b"]})
+    with torch.no_grad():
+        for theirs, ours in copies:
+            theirs.copy_(ours)
+
+    def text(prompt, n_new, **how):
+        mask = torch.ones_like(prompt)
+        ids = model.generate(
+            prompt, attention_mask=mask, min_new_tokens=n_new, max_new_tokens=n_new, pad_token_id=0, **how
+        )
+        return ids[0, prompt.shape[1] :].tolist()
+
+    return text
+
+
+def _both(module, leaf):
+    return [(module.weight, leaf["w"]), (module.bias, leaf["b"])]

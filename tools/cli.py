@@ -7,6 +7,7 @@ ValueError for what the user got wrong, and returns its exit status, or None for
 
 import click
 
+from tools.benchmark import benchmark
 from tools.build import build
 from tools.compare import compare
 from tools.develop import lint, test
@@ -19,5 +20,8 @@ from tools.sampling_demo import sampling_demo
 from tools.train import train
 
 main = click.Group(
-    "gptcore", commands=[build, compare, doctor, evaluate, generate, harness, lint, runs, sampling_demo, test, train]
-)
+    "gptcore",
+    commands=[
+        benchmark, build, compare, doctor, evaluate, generate, harness, lint, runs, sampling_demo, test, train,
+    ],
+)  # fmt: skip

@@ -1,0 +1,52 @@
+"""invoke benchmark: the table says what was measured, and the file keeps it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tools.benchmark import GROUPS, case_table
+
+HOUSE = Path(__file__).resolve().parent.parent
+
+
+def shown(table):
+    console = Console(width=120, file=open(os.devnull, "w"), record=True)  # noqa: SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def test_a_share_of_a_read_is_how_much_longer_than_the_read_it_took():
+    native = {"us": 2000.0, "ratio": 1.0, "spread": [1.0, 1.0]}
+    read = {"us": 1800.0, "ratio": 0.9, "spread": [0.8, 1.0]}
+    told = {"n_tokens": 8, "n_bytes": 10**8, "native": native, "read": read, "why": "because", "rounds": 9}
+    text = shown(case_table({"group": "decode 124M", "extra_info": told}))
+    assert "decode 124M" in text
+    assert "because" in text
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    assert lines["native"][-3:] == ["50.0", "90", "%"]
+    assert lines["native"][-4] == "4,000"
+    assert "rounds" not in lines
+
+
+def test_every_group_is_a_file():
+    assert all((HOUSE / "benchmarks" / name).exists() for name in GROUPS.values())
+
+
+def test_a_run_is_measured_shown_and_kept(tmp_path):
+    file = tmp_path / "found.json"
+    words = ["benchmark", "--only", "kv-cache", "-k", "25", "--threads", "1", "--json", str(file)]
+    command = [sys.executable, "-m", "invoke", "-r", str(HOUSE), *words]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"GPTCORE_BUILD": "none"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "positions computed: 24 with a cache, 290 without" in done.stdout
+    found = json.loads(file.read_text())
+    assert found["command"] == "invoke benchmark --only kv-cache -k 25 --threads 1"
+    (case,) = found["benchmarks"]
+    assert case["extra_info"]["threads"] == 1
+    assert {"with cache", "without cache"} <= case["extra_info"].keys()
