@@ -743,12 +743,43 @@ def test_a_full_disk_is_one_line_and_costs_nothing_earlier(copy, n_bytes, file, 
         checkpoint.check_step(path)
 
 
+def called(*words, cwd, **environment):
+    """`invoke WORDS` without a fork: what compiles has threads, and threads do not survive one."""
+    command = [sys.executable, "-m", "invoke", "-r", str(HOUSE), *words]
+    environment = os.environ | {"PYTHONPATH": str(HOUSE)} | environment
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_bit_for_bit(tmp_path):
+    """Law 6 in bfloat16: gone back to update 2 in a process that must compile anew. Without dropout, whose masks take
+    Inductor minutes."""
+    write_notes(tmp_path)
+    ways = {"compile": "on", "dtype": "bfloat16", "steps": 6, "epochs": 1, "save_every": 2, "dropout": 0}
+    first = called("train", *argv(run="whole", **ways), cwd=tmp_path, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "first"))
+    assert (first.returncode, first.stderr) == (0, "")
+    run = tmp_path / "runs/whole"
+    assert checkpoint.read_run(run)["options"]["compiled"]
+    assert checkpoint.read_run(run)["options"]["dtype"] == "bfloat16"
+    names, last = ("model", "optimizer"), run / "checkpoints/step-0000006"
+    before = [(last / f"{name}.safetensors").read_bytes() for name in names]
+    losses = [row["loss"] for row in rows(run, "train")]
+    again = called(
+        "train", "--resume", "runs/whole/checkpoints/step-0000002", cwd=tmp_path,
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "second"),
+    )  # fmt: skip
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "removed the later steps 4, 6" in again.stdout
+    assert "eager" not in again.stdout
+    assert [(last / f"{name}.safetensors").read_bytes() for name in names] == before
+    assert [row["loss"] for row in rows(run, "train")] == losses
+
+
 @pytest.mark.slow
 def test_no_compiler_is_one_line_and_eager(tmp_path):
-    """R10. A process of its own: what compiles has threads, and threads do not survive a fork."""
+    """R10."""
     write_notes(tmp_path)
-    bare = {"PYTHONPATH": str(HOUSE), "CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    words = [sys.executable, "-m", "invoke", "-r", str(HOUSE), "train", "--compile", "on", *argv(steps=2, epochs=1)]
-    done = subprocess.run(words, cwd=tmp_path, env=os.environ | bare, capture_output=True, text=True)
+    bare = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = called("train", "--compile", "on", *argv(steps=2, epochs=1), cwd=tmp_path, **bare)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("torch.compile cannot be used, training is eager: ") == 1
