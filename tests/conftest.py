@@ -7,11 +7,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import importlib.util
+import signal
 import socket
 from functools import cache
 
 import pytest
 import torch
+
+# A shell's background job ignores Ctrl-C, and so would every child: what the tests send it could not arrive.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @cache
