@@ -504,6 +504,17 @@ def test_a_run_ends_when_its_last_save_is_on_the_disk(house, monkeypatch):
     assert not rows(job.path, "stop")
 
 
+def test_dropout_is_not_compiled_unasked(house, monkeypatch):
+    """R10: a run long enough for compiling, whose masks would take minutes; the start table says so."""
+    monkeypatch.chdir(house)
+    shown = io.StringIO()
+    words = argv(run="dropping", steps=None, minutes=3)
+    job = planning.begin(train.make_context("train", words).params, Console(file=shown, width=200))
+    assert job.config.dropout == 0.1
+    assert not job.options.compiled
+    assert "compiled: no: dropout's masks take minutes to compile" in shown.getvalue()
+
+
 def test_nothing_to_resume(tmp_path):
     """C7: the line lists the runs that there are, none, and names the command that makes one."""
     there = "expected a run or step folder, got {}; runs in runs: none; invoke train --mode quick makes one"

@@ -245,6 +245,8 @@ def calibrate(params, config, dataset, options, given, length, console):
         return eager, "no: --compile off"
     if given["compile_"] == "auto" and (planned < COMPILE_PAYS or place.type not in ("cpu", "cuda")):
         return eager, "no: the run is too short to pay for it" if planned < COMPILE_PAYS else "no: not on this device"
+    if given["compile_"] == "auto" and config.dropout:
+        return eager, "no: dropout's masks take minutes to compile"
     began, timings = time.perf_counter(), [] if given["compile_"] == "on" else [eager]
     short = place.type == "cpu" and dataset.n_context <= 512
     for attention in ["explicit", "fused"] if short and not length.steps else ["explicit"] if short else ["fused"]:
