@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from gptcore import checkpoint, data, device, stats
+from gptcore import checkpoint, data, device, files, stats
 from gptcore.data import corpora, shards
 from gptcore.evaluate.calibration import calibration, certainty
 from gptcore.evaluate.choice import last_words, multiple_choice, read_items, read_words
@@ -314,7 +314,7 @@ def show_curve(model, found, given, console) -> dict:
         console.print(Text(f"{name} {bounded(interval)}"))
     console.print(Text("Orange: said more than came true. Green: said less."), style="#666666")
     if given["svg"]:
-        checkpoint.write_whole(Path(given["svg"]), reliability_svg(model.name, found.curve))
+        files.write_whole(Path(given["svg"]), reliability_svg(model.name, found.curve))
     numbers = {name: plain(getattr(found, name)) for name in ("ece", "ece_equal_count", "brier")}
     return numbers | {"curve": {name: column.tolist() for name, column in found.curve._asdict().items()}}
 
@@ -368,7 +368,7 @@ def by_document(documents, measures, n_tokens) -> list[dict]:
 
 def write_json(path, content) -> None:
     """Every number, as one line of JSON."""
-    checkpoint.write_whole(Path(path), json.dumps(content) + "\n")
+    files.write_whole(Path(path), json.dumps(content) + "\n")
 
 
 def plain(interval) -> dict:
