@@ -18,7 +18,7 @@ GROUPS = {  # name -> the file that measures it
 @click.command()
 @click.option("--only", type=click.Choice(list(GROUPS)), help="One group (default: all of them).")
 @click.option("-k", metavar="NAME", help="Only cases whose name holds this; pytest's -k expression.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all cores).")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Also write everything measured there.")
 def benchmark(only, k, threads, file):
     """Measure speed as ratios within one run: against peers, against the reference, against the memory."""
