@@ -193,7 +193,8 @@ def _transformed(x):
 
 def _load() -> str:
     """Load the native library; -> what is wrong, or an empty string. Raises ValueError for a bad GPTCORE_ISA."""
-    if importlib.util.find_spec("gptcore._C") is None:
+    found = importlib.util.find_spec("gptcore._C")
+    if found is None or os.path.dirname(found.origin) != os.path.dirname(__file__):  # another checkout's is not ours
         return NOT_BUILT
     try:
         library = importlib.import_module("gptcore._C")
