@@ -391,7 +391,14 @@ def find_step(run=None, prefer="best", root="runs") -> Path:
     if not steps:
         raise ValueError(f"run: expected a run with a saved step, got {run_dir}; {'; '.join(damaged) or 'none yet'}")
     wanted = marked(run_dir, prefer)
-    return next((info.path for info in steps if info.step == wanted), steps[-1].path)
+    if wanted is None:
+        return steps[-1].path
+    for info in steps:
+        if info.step == wanted:
+            return info.path
+    # Another step in its place, an untrained one perhaps, would be no answer to what was asked.
+    why = "; ".join(damaged) or "it is not there"
+    raise ValueError(f"run: expected {run_dir}'s {prefer} step {step_name(wanted)}, but {why}; --run can name another")
 
 
 def find_resumable(run=None, root="runs") -> tuple[Path, list[str]]:

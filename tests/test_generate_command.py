@@ -300,12 +300,12 @@ def test_a_damaged_run(house, tmp_path, damage):
     elif damage == "state":
         (step / "state.json").write_text((step / "state.json").read_text().replace('"epoch": 1', '"epoch": 2'))
         line = (
-            r"run: expected a run with a saved step, got runs/notes; "
-            r"runs/notes/checkpoints/step-0000030/state.json: damaged, its sha256 does not hold"
+            r"run: expected runs/notes's best step step-0000030, but "
+            r"runs/notes/checkpoints/step-0000030/state.json: damaged, its sha256 does not hold; --run can name another"
         )
     elif damage == "half":
         (step / "state.json").unlink()
-        line = r"run: expected a run with a saved step, got runs/notes; .*state.json: expected a file, got none"
+        line = r"run: expected runs/notes's best step step-0000030, but .*state.json: expected a file, got none; .*"
     elif damage == "config":
         (run / "run.json").write_text("{}")
         line = r"runs/notes/run.json: expected the config of a model, got 'config'"
