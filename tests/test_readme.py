@@ -1,5 +1,6 @@
 """Law 9: what the README shows runs as written."""
 
+import json
 import os
 import re
 import shlex
@@ -106,3 +107,12 @@ def test_the_numbers_of_the_modes_are_the_codes():
         assert f"| {mode['n_layer']} | {mode['d_model']} | {mode['n_head']} |" in row
         assert f"{count:,}" in row
         assert f"{mode['tokens_per_epoch'] // 10**6}M" in row
+
+
+def test_the_speeds_are_the_committed_ones():
+    result = json.loads((HOUSE / "benchmarks/results/train.json").read_text(encoding="utf-8"))
+    for shape in result["shapes"].values():
+        ours, theirs = shape["sides"]["gptcore, explicit"], shape["sides"]["modules"]
+        speeds = [f"{side['median_tokens_per_second']:,.0f}" for side in (ours, theirs)]
+        row = f"| {' | '.join(speeds)} | {ours['ratio_of_medians']:.2f} |"
+        assert row in README
