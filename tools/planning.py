@@ -28,6 +28,7 @@ from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, PROMPTS, RATES
 from tools.tables import start_table
 from tools.view import duration
 
+LEAST_SCORED = 8192  # held-out tokens of a validation, however short the run: fewer would say little
 COMPILE_PAYS = 120.0  # seconds of planned training from which compiling is worth its wait
 FREE_ON_RESUME = {"resume", "device", "threads", "compile_", "no_compile", "save_every", "cache", "debug"}
 
@@ -152,7 +153,7 @@ def choose_config(given, pick, n_vocab, n_context) -> ModelConfig:
 
 
 def affordable(dataset, params, config, seconds) -> int:
-    """How many held-out tokens can be scored, beside writing the samples, in so many seconds; a sequence at least."""
+    """How many held-out tokens can be scored, beside writing the samples, in so many seconds; LEAST_SCORED at least."""
     eot, n_tried = dataset.tokenizer.eot, min(4096, dataset.n_validation_tokens)
 
     def score():
@@ -169,7 +170,7 @@ def affordable(dataset, params, config, seconds) -> int:
     scored = time.perf_counter()
     speak()
     left = seconds - 10 * (time.perf_counter() - scored)
-    return max(dataset.n_context, int(n_tried * left / (scored - began)))
+    return max(LEAST_SCORED, int(n_tried * left / (scored - began)))
 
 
 def epoch_ends(n_steps, epochs) -> tuple[int, ...]:
