@@ -1,0 +1,12 @@
+"""Looking inside: read any activation, change it, differentiate it, and say what that shows.
+
+    taps.py         record, patch and chain taps; gradients with respect to any activation
+    lens.py         what would the model say if it stopped here?
+    attention.py    where does each head look, beyond chance?
+    induction.py    heads that go on with what followed last time, and the pairs that make them
+    patching.py     which activation carries the difference between two prompts?
+    attribution.py  what does each part add to the logit?
+    report.py       all of it on one page of HTML
+
+Read taps.py first.
+"""
