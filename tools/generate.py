@@ -54,6 +54,11 @@ from tools.native import build_first
     show_default=True,
     help="Who decodes: native kernels, torch operators, or the faster one that can.",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "int8"]),
+    help="What the weights are rounded to (default: as the run has them); int8 is the native engine's.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
 @click.option("--list-presets", is_flag=True, help="Show the presets and stop; needs no run.")
 def generate(**given):

@@ -4,11 +4,12 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gptcore import checkpoint, device, engine
+from gptcore import checkpoint, device, engine, tree
 from gptcore.config import ModelConfig
 from gptcore.generate import GenerateOptions, generate, text_pieces
 from gptcore.sampling import PRESETS, check_settings, with_strategy
@@ -49,8 +50,27 @@ def load(given) -> Speaker:
             raise ValueError(f"n_context: expected at most {config.n_context}, got {got}")
         params = params | {"positions": {"w": params["positions"]["w"][:n_context]}}
     config = replace(config, n_context=n_context) if n_context else config
-    native = given["engine"] != "eager" and not given["no_cache"] and not engine.why_not(params, config)
-    return Speaker(model.name, params, config, model.tokenizer, engine.pack(params, config) if native else None)
+    params, packed = rounded(params, config, given)
+    return Speaker(model.name, params, config, model.tokenizer, packed)
+
+
+def rounded(params, config, given):
+    """(params, packed): the weights in the dtype that was asked for, and laid out for the native decoder if it serves.
+
+    int8 is the decoder's alone; the prompt is read with the numbers that its whole ones stand for, so that one model
+    speaks. Raises ValueError where int8 was asked for and the decoder does not serve.
+    """
+    if given["dtype"] in ("float32", "bfloat16"):
+        params = tree.map(lambda leaf: leaf.to(getattr(torch, given["dtype"])), params)
+    forbidden = {"--engine eager": given["engine"] == "eager", "--no-cache": given["no_cache"]}
+    said = [f"{words} is given" for words, is_given in forbidden.items() if is_given]
+    reason = said[0] if said else engine.why_not(params, config)
+    if given["dtype"] != "int8":
+        return params, None if reason else engine.pack(params, config)
+    if reason:
+        raise ValueError(f"dtype: expected float32 or bfloat16 without the native engine, got int8, but {reason}")
+    packed = engine.pack(params, config, torch.int8)
+    return engine.unpack(packed, config), packed
 
 
 def make_options(given, settings, model) -> GenerateOptions:
@@ -64,7 +84,7 @@ def make_options(given, settings, model) -> GenerateOptions:
 def setting_line(model, given, settings) -> Text:
     """What is about to speak, and how."""
     words = [f"{name.replace('_', '-')} {value:g}" for name, value in settings._asdict().items()]
-    place = device.backend_name(model.params["embed"]["w"].device)
+    place = device.backend_name(model.params["embed"]["w"].device) + (f", {given['dtype']}" if given["dtype"] else "")
     return Text(f"{model.name}, {place}: {given['preset']}, {', '.join(words)}, seed {given['seed']}")
 
 
