@@ -38,7 +38,7 @@ def test_every_group_is_a_file():
 
 def test_a_run_is_measured_shown_and_kept(tmp_path):
     file = tmp_path / "found.json"
-    words = ["benchmark", "--only", "kv-cache", "-k", "25", "--threads", "1", "--json", str(file)]
+    words = ["benchmark", "--only", "kv-cache", "-k", "small-25", "--threads", "1", "--json", str(file)]
     command = [sys.executable, "-m", "invoke", "-r", str(HOUSE), *words]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"GPTCORE_BUILD": "none"}, capture_output=True, text=True
@@ -46,7 +46,7 @@ def test_a_run_is_measured_shown_and_kept(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "positions computed: 24 with a cache, 290 without" in done.stdout
     found = json.loads(file.read_text())
-    assert found["command"] == "invoke benchmark --only kv-cache -k 25 --threads 1"
+    assert found["command"] == "invoke benchmark --only kv-cache -k small-25 --threads 1"
     (case,) = found["benchmarks"]
     assert case["extra_info"]["threads"] == 1
     assert {"with cache", "without cache"} <= case["extra_info"].keys()
