@@ -12,6 +12,12 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # cases.py is shared
 
 
+def pytest_addoption(parser):
+    """A trained model instead of random ones, and where the text that it was trained on lies."""
+    parser.addoption("--run", help="A run or step folder; groups that need a model measure this one.")
+    parser.addoption("--text-cache", default="data", help="The folder of its token shards.")
+
+
 def seconds_per_call(call, budget=0.01):
     """One measurement: as many calls as fit in the budget, at least one."""
     start = time.perf_counter()

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from rich.console import Console
+from typed import typed
 
 from tools.benchmark import GROUPS, case_table
 
@@ -22,7 +25,15 @@ def shown(table):
 def test_a_share_of_a_read_is_how_much_longer_than_the_read_it_took():
     native = {"us": 2000.0, "ratio": 1.0, "spread": [1.0, 1.0]}
     read = {"us": 1800.0, "ratio": 0.9, "spread": [0.8, 1.0]}
-    told = {"n_tokens": 8, "n_bytes": 10**8, "native": native, "read": read, "why": "because", "rounds": 9}
+    told = {
+        "n_tokens": 8,
+        "n_bytes": 10**8,
+        "native": native,
+        "read": read,
+        "why": "because",
+        "others": 0.04,
+        "rounds": 9,
+    }
     text = shown(case_table({"group": "decode 124M", "extra_info": told}))
     assert "decode 124M" in text
     assert "because" in text
@@ -32,8 +43,29 @@ def test_a_share_of_a_read_is_how_much_longer_than_the_read_it_took():
     assert "rounds" not in lines
 
 
+def test_what_rounding_costs_is_shown_beside_the_perplexity():
+    rows = {"fp32": {"perplexity": 20.0, "change": 0.0}, "int8": {"perplexity": 20.04, "change": 0.002}}
+    text = shown(case_table({"group": "int8, quick-001", "extra_info": rows | {"why": "50,000 held-out tokens"}}))
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    assert lines["int8"] == ["int8", "20.0400", "+0.200", "%"]
+    assert "50,000 held-out tokens" in text
+
+
 def test_every_group_is_a_file():
     assert all((HOUSE / "benchmarks" / name).exists() for name in GROUPS.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--only sampling --run x", "only: expected decode or int8 beside --run, got sampling"),
+        ("--run no-such", "run: expected a run or step folder, got no-such; runs in runs: none; .*"),
+    ],
+)
+def test_what_is_wrong_is_one_line(tmp_path, words, line):
+    done = typed("benchmark", *words.split(), cwd=tmp_path)
+    assert (done.status, done.stdout) == (2, "")
+    assert re.fullmatch(f"invoke benchmark: {line}", done.stderr.strip())
 
 
 def test_a_run_is_measured_shown_and_kept(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -12,16 +13,23 @@ GROUPS = {  # name -> the file that measures it
     "decode": "bench_decode.py",
     "sampling": "bench_sampling.py",
     "attention": "bench_attention.py",
+    "int8": "bench_int8.py",
 }
+OF_A_RUN = ("decode", "int8")  # the groups that can measure a trained model
 
 
 @click.command()
 @click.option("--only", type=click.Choice(list(GROUPS)), help="One group (default: all of them).")
+@click.option(
+    "--run", metavar="RUN", help=f"Measure this run or step: {' and '.join(OF_A_RUN)} (default: random weights)."
+)
 @click.option("-k", metavar="NAME", help="Only cases whose name holds this; pytest's -k expression.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Also write everything measured there.")
-def benchmark(only, k, threads, file):
+def benchmark(only, run, k, threads, file):
     """Measure speed as ratios within one run: against peers, against the reference, against the memory."""
+    if run and only and only not in OF_A_RUN:
+        raise ValueError(f"only: expected {' or '.join(OF_A_RUN)} beside --run, got {only}")
     from rich.console import Console
 
     from tools.develop import HOUSE, python
@@ -30,11 +38,13 @@ def benchmark(only, k, threads, file):
     build_first(lambda line: click.echo(line, err=True))
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    files = [str(HOUSE / "benchmarks" / name) for group, name in GROUPS.items() if only in (None, group)]
+    groups = [only] if only else OF_A_RUN if run else GROUPS
+    files = [str(HOUSE / "benchmarks" / GROUPS[group]) for group in groups]
+    chosen = [*(["-k", k] if k else []), *(model_words(run) if run else [])]
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "benchmark.json")
         words = ["-q", "--benchmark-only", "--benchmark-columns=median", f"--benchmark-json={raw}"]
-        status = python("pytest", *files, *words, *(["-k", k] if k else []))
+        status = python("pytest", *files, *words, *chosen)
         found = json.loads(raw.read_text(encoding="utf-8")) if raw.exists() and raw.stat().st_size else None
     if found is None:
         return status or 1
@@ -42,30 +52,55 @@ def benchmark(only, k, threads, file):
     for case in found["benchmarks"]:
         console.print(case_table(case))
     if file:
-        given = {"--only": only, "-k": k, "--threads": threads}
-        typed = [f"{name} {value}" for name, value in given.items() if value is not None]
-        found["command"] = " ".join(["invoke benchmark", *typed])
+        given = {"--only": only, "--run": run, "-k": k, "--threads": threads}
+        typed = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+        found["command"] = shlex.join(["invoke", "benchmark", *typed])
         Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return status
 
 
+def model_words(run):
+    """pytest's words for a run; it works in another folder, so they name whole paths."""
+    from gptcore import checkpoint
+
+    return ["--run", str(checkpoint.find_step(run).resolve()), "--text-cache", str(Path("data").resolve())]
+
+
 def case_table(case):
     """One case: a row for each contestant, its time, its ratio to the first, and what that makes a second."""
-    from rich import box
-    from rich.table import Table
-
     told = dict(case["extra_info"])
+    scored = {name: row for name, row in told.items() if isinstance(row, dict) and "perplexity" in row}
+    if scored:
+        return perplexity_table(case["group"], scored, told["why"])
     n_tokens, n_bytes = told.get("n_tokens"), told.get("n_bytes")
     rows = {name: row for name, row in told.items() if isinstance(row, dict) and "us" in row}
     columns = ["", "ms", "times the first", "spread"]
     columns += (["tokens/s"] if n_tokens else []) + (["GB/s", "share of a read"] if n_bytes and "read" in rows else [])
-    title, why = case["group"], told.get("why")
-    table = Table(*columns, title=title, caption=why, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    lines = []
     for name, row in rows.items():
         low, high = row["spread"]
         cells = [name, f"{row['us'] / 1e3:,.3f}", f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"]
         cells += [f"{n_tokens / row['us'] * 1e6:,.0f}" if name != "read" else ""] if n_tokens else []
         if n_bytes and "read" in rows:
             cells += [f"{n_bytes / row['us'] / 1e3:.1f}", f"{100 * rows['read']['ratio'] / row['ratio']:.0f} %"]
+        lines.append(cells)
+    return told_table(case["group"], columns, lines, told.get("why", ""))
+
+
+def perplexity_table(title, rows, why):
+    """What rounding costs: a row for each dtype, its perplexity, and by how much that is above the first."""
+    lines = [[name, f"{row['perplexity']:.4f}", f"{100 * row['change']:+.3f} %"] for name, row in rows.items()]
+    return told_table(title, ["", "perplexity", "change"], lines, why)
+
+
+def told_table(title, columns, lines, why):
+    """The cells of each line below the columns, and below them what there is to say."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for cells in lines:
         table.add_row(*cells)
-    return table
+    return Group(table, *([Text(f"{why}\n", style="#666666")] if why else []))
