@@ -32,6 +32,14 @@ def seconds_per_call(call, budget=0.01):
     return (time.perf_counter() - start) / n
 
 
+def cpu_seconds():
+    """What (this process, all of them) have used since they began; (0, 0) where the system does not tell."""
+    if not Path("/proc/stat").exists():
+        return 0.0, 0.0
+    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    return sum(os.times()[:2]), (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.fixture
 def race(benchmark, capsys):
     """race({"native": call, "peer": call, ...}, rounds): a line of medians and ratios to the first, and its record."""
@@ -39,7 +47,10 @@ def race(benchmark, capsys):
     def run(ways, rounds=9):
         for call in ways.values():
             call()
+        began, before = time.perf_counter(), cpu_seconds()
         times = [{name: seconds_per_call(call) for name, call in ways.items()} for _ in range(rounds)]
+        (mine, every), seconds = cpu_seconds(), time.perf_counter() - began
+        others = (every - before[1] - mine + before[0]) / seconds / os.cpu_count()
         first = next(iter(ways))
         line = []
         for name in ways:
@@ -48,7 +59,7 @@ def race(benchmark, capsys):
             row = {"us": statistics.median(own), "ratio": statistics.median(ratios), "spread": [ratios[1], ratios[-2]]}
             benchmark.extra_info[name] = row
             line.append(f"{name} {row['us']:.1f} us" + (f" ({row['ratio']:.1f}x)" if name != first else ""))
-        benchmark.extra_info |= {"load_average": os.getloadavg(), "rounds": rounds}
+        benchmark.extra_info |= {"others": max(0.0, others), "rounds": rounds}
         benchmark.extra_info |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
         with capsys.disabled():
             print(f"\n{benchmark.group}: {', '.join(line)}", end="")

@@ -41,6 +41,14 @@ def test_a_share_of_a_read_is_how_much_longer_than_the_read_it_took():
     assert lines["native"][-3:] == ["50.0", "90", "%"]
     assert lines["native"][-4] == "4,000"
     assert "rounds" not in lines
+    assert "others" not in text
+
+
+def test_a_busy_machine_is_said():
+    told = {"native": {"us": 2000.0, "ratio": 1.0, "spread": [1.0, 1.0]}, "why": "because", "others": 0.42}
+    text = shown(case_table({"group": "pack", "extra_info": told}))
+    assert "because" in text
+    assert "others used 42 % of the CPUs: these numbers are not to be judged" in text
 
 
 def test_what_rounding_costs_is_shown_beside_the_perplexity():

@@ -15,6 +15,7 @@ GROUPS = {  # name -> the file that measures it
     "attention": "bench_attention.py",
     "int8": "bench_int8.py",
 }
+QUIET = 0.05  # the share of the CPUs that others may use while something is measured
 OF_A_RUN = ("decode", "int8")  # the groups that can measure a trained model
 
 
@@ -84,7 +85,10 @@ def case_table(case):
         if n_bytes and "read" in rows:
             cells += [f"{n_bytes / row['us'] / 1e3:.1f}", f"{100 * rows['read']['ratio'] / row['ratio']:.0f} %"]
         lines.append(cells)
-    return told_table(case["group"], columns, lines, told.get("why", ""))
+    why = told.get("why", "")
+    if told.get("others", 0) > QUIET:
+        why += f"\nothers used {100 * told['others']:.0f} % of the CPUs: these numbers are not to be judged"
+    return told_table(case["group"], columns, lines, why.strip())
 
 
 def perplexity_table(title, rows, why):
