@@ -44,7 +44,7 @@ def benchmark(only, run, k, threads, file):
     chosen = [*(["-k", k] if k else []), *(model_words(run) if run else [])]
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "benchmark.json")
-        words = ["-q", "--benchmark-only", "--benchmark-columns=median", f"--benchmark-json={raw}"]
+        words = ["-q", "--benchmark-only", "--benchmark-quiet", f"--benchmark-json={raw}"]
         status = python("pytest", *files, *words, *chosen)
         found = json.loads(raw.read_text(encoding="utf-8")) if raw.exists() and raw.stat().st_size else None
     if found is None:
@@ -68,15 +68,15 @@ def model_words(run):
 
 
 def case_table(case):
-    """One case: a row for each contestant, its time, its ratio to the first, and what that makes a second."""
+    """One case: a row for each contestant, its time, that over the first one's, and what it makes a second."""
     told = dict(case["extra_info"])
     scored = {name: row for name, row in told.items() if isinstance(row, dict) and "perplexity" in row}
     if scored:
         return perplexity_table(case["group"], scored, told["why"])
     n_tokens, n_bytes = told.get("n_tokens"), told.get("n_bytes")
     rows = {name: row for name, row in told.items() if isinstance(row, dict) and "us" in row}
-    columns = ["", "ms", "times the first", "spread"]
-    columns += (["tokens/s"] if n_tokens else []) + (["GB/s", "share of a read"] if n_bytes and "read" in rows else [])
+    columns = ["", "ms", "ratio", "spread"]
+    columns += (["tokens/s"] if n_tokens else []) + (["GB/s", "of a read"] if n_bytes and "read" in rows else [])
     lines = []
     for name, row in rows.items():
         low, high = row["spread"]
@@ -104,7 +104,9 @@ def told_table(title, columns, lines, why):
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for cells in lines:
         table.add_row(*cells)
     return Group(table, *([Text(f"{why}\n", style="#666666")] if why else []))
