@@ -1,8 +1,22 @@
-"""What we measure ourselves against: the same model, written the usual way from torch.nn modules."""
+"""What we measure ourselves against: the same weights in torch.nn modules, in transformers and in llama.cpp.
+
+Those that decode have logits(tokens), teacher forced, and text(prompt, n_new), a whole text; where one cannot be had,
+why_not says why, so that a table without it says so too.
+Axes: T tokens of one row, V vocabulary.
+"""
+
+import ctypes
+import importlib.util
+import logging
+import tempfile
+import weakref
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from gptcore.config import architecture
 
 
 class Attention(nn.Module):
@@ -95,43 +109,180 @@ def module_step(model, *, compiled, autocast):
     return step
 
 
-def transformers_gpt2(params, config):
-    """transformers' GPT-2 with a gptcore model's weights: text(prompt (1,T), n_new, **how) -> ids; None without it."""
-    try:
+# ----------------------------------------------------------------------------------------------------------- decoding
+
+PACKAGES = {  # what a peer is made of: the module and what installs it
+    "transformers": {"transformers": "transformers"},
+    "llama.cpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"},
+}
+GELUS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # transformers' names; llama.cpp computes the second for either
+
+
+def why_not(name, config) -> str:
+    """Why this peer cannot hold a model of this config here; an empty string if it can."""
+    free = ("n_vocab", "n_vocab_padded", "n_context", "n_layer", "d_model", "n_head", "d_ff", "norm_eps", "dropout")
+    plain = architecture("gpt2", mlp=config.mlp, **{field: getattr(config, field) for field in free})
+    if config != plain or config.mlp not in GELUS:
+        return "the model is no GPT-2"
+    if name == "llama.cpp" and (config.d_model % 32 or config.d_ff % 32):
+        return "rows of its Q8_0 are multiples of 32"
+    missing = [package for module, package in PACKAGES[name].items() if importlib.util.find_spec(module) is None]
+    return f"not installed (pip install {' '.join(missing)})" if missing else ""
+
+
+class Transformers:
+    """transformers' GPT-2 with the weights of a gptcore model, in their dtype; its cache is its own."""
+
+    def __init__(self, params, config):
         from transformers import GPT2Config, GPT2LMHeadModel
-    except ImportError:
-        return None
-    shape = GPT2Config(
-        vocab_size=config.n_vocab, n_positions=config.n_context, n_embd=config.d_model, n_layer=config.n_layer,
-        n_head=config.n_head, activation_function={"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.mlp],
-        bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(shape).eval().to(params["embed"]["w"].dtype)
-    body = model.transformer
-    copies = [(body.wte.weight, params["embed"]["w"]), (body.wpe.weight, params["positions"]["w"])]
-    copies += _both(body.ln_f, params["norm_f"])
-    for block, p in zip(body.h, params["blocks"], strict=True):
-        copies += _both(block.ln_1, p["norm_1"]) + _both(block.ln_2, p["norm_2"])
-        joined = {kind: torch.cat([p["attn"][name][kind] for name in "qkv"]) for kind in "wb"}
-        layers = [
-            (block.attn.c_attn, joined), (block.attn.c_proj, p["attn"]["o"]),
-            (block.mlp.c_fc, p["mlp"]["up"]), (block.mlp.c_proj, p["mlp"]["down"]),
-        ]  # fmt: skip
-        for module, leaf in layers:  # stored as (in, out) there
-            copies += _both(module, {"w": leaf["w"].T, "b": leaf["b"]})
-    with torch.no_grad():
-        for theirs, ours in copies:
-            theirs.copy_(ours)
 
-    def text(prompt, n_new, **how):
-        mask = torch.ones_like(prompt)
-        ids = model.generate(
-            prompt, attention_mask=mask, min_new_tokens=n_new, max_new_tokens=n_new, pad_token_id=0, **how
-        )
-        return ids[0, prompt.shape[1] :].tolist()
+        shape = GPT2Config(
+            vocab_size=config.n_vocab, n_positions=config.n_context, n_embd=config.d_model, n_layer=config.n_layer,
+            n_head=config.n_head, n_inner=config.d_ff, activation_function=GELUS[config.mlp],
+            layer_norm_epsilon=config.norm_eps, bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        self.model = GPT2LMHeadModel(shape).eval().to(params["embed"]["w"].dtype)
+        body = self.model.transformer
+        copies = [
+            (body.wte.weight, params["embed"]["w"][: config.n_vocab]),
+            (body.wpe.weight, params["positions"]["w"]),
+        ]
+        copies += _both(body.ln_f, params["norm_f"])
+        for block, p in zip(body.h, params["blocks"], strict=True):
+            copies += _both(block.ln_1, p["norm_1"]) + _both(block.ln_2, p["norm_2"])
+            layers = [
+                (block.attn.c_attn, _qkv(p)), (block.attn.c_proj, p["attn"]["o"]),
+                (block.mlp.c_fc, p["mlp"]["up"]), (block.mlp.c_proj, p["mlp"]["down"]),
+            ]  # fmt: skip
+            for module, leaf in layers:  # stored as (in, out) there
+                copies += _both(module, {"w": leaf["w"].T, "b": leaf["b"]})
+        with torch.no_grad():
+            for theirs, ours in copies:
+                theirs.copy_(ours)
 
-    return text
+    @torch.no_grad()
+    def logits(self, tokens):
+        """tokens (T,) -> (T,V), float32."""
+        return self.model(tokens[None]).logits[0].float()
+
+    def text(self, prompt, n_new, **how):
+        """generate() as its users call it, greedy unless `how` says otherwise: prompt (T,) -> n_new ids."""
+        how = {"do_sample": False} | how
+        lengths = {"min_new_tokens": n_new, "max_new_tokens": n_new, "pad_token_id": 0}
+        ids = self.model.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), **lengths, **how)
+        return ids[0, len(prompt) :].tolist()
+
+
+class LlamaCpp:
+    """llama.cpp with the weights of a gptcore model in float32, bfloat16 or int8, which is its Q8_0.
+
+    Through its C interface, because its Python class copies every step's logits. Keys and values are float32 beside
+    float32 weights and float16 otherwise, its default.
+    """
+
+    def __init__(self, params, config, dtype, n_threads):
+        import llama_cpp as c
+
+        self.c, self.n_vocab = c, config.n_vocab
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # it tells of every weight it loads
+        c.llama_backend_init()
+        how = c.llama_model_default_params()
+        how.load_mode = c.LLAMA_LOAD_MODE_NONE  # into memory: the file is gone before anything is read
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.gguf")
+            write_gguf(path, params, config, dtype)
+            model = c.llama_model_load_from_file(bytes(path), how)
+        assert model, "llama.cpp does not load its file"
+        how = c.llama_context_default_params()
+        how.n_ctx = how.n_batch = config.n_context
+        how.n_threads = how.n_threads_batch = n_threads
+        if dtype == torch.float32:
+            how.type_k = how.type_v = c.GGML_TYPE_F32
+        self.context = c.llama_init_from_model(model, how)
+        assert self.context, "llama.cpp makes no context"
+        self.memory = c.llama_get_memory(self.context)
+        weakref.finalize(self, _free, c, model, self.context)
+
+    def read(self, tokens):
+        """Read these ids after those it has read -> the last one's logits (V,), valid until the next call."""
+        ids = (self.c.llama_token * len(tokens))(*tokens)
+        status = self.c.llama_decode(self.context, self.c.llama_batch_get_one(ids, len(tokens)))
+        assert status == 0, f"llama_decode: {status}"
+        first = self.c.llama_get_logits_ith(self.context, -1).contents
+        row = (ctypes.c_float * self.n_vocab).from_address(ctypes.addressof(first))
+        return torch.frombuffer(row, dtype=torch.float32)
+
+    def rewind(self, n):
+        """Forget all but the first n tokens."""
+        self.c.llama_memory_seq_rm(self.memory, 0, n, -1)
+
+    def logits(self, tokens):
+        """tokens (T,) -> (T,V), float32, one after another as in decoding."""
+        self.rewind(0)
+        return torch.stack([self.read([token]).clone() for token in tokens.tolist()])
+
+    def go_on(self, token, n_new):
+        """Read a token, and then n_new - 1 that it finds most likely -> n_new ids."""
+        drawn = [token]
+        for _ in range(n_new):
+            drawn.append(int(self.read(drawn[-1:]).argmax()))
+        return drawn[1:]
+
+    def text(self, prompt, n_new):
+        """The greedy text: prompt (T,) -> n_new ids."""
+        self.rewind(0)
+        first = int(self.read(prompt.tolist()).argmax())
+        return [first, *self.go_on(first, n_new - 1)]
+
+
+def write_gguf(path, params, config, dtype):
+    """A model of GPT-2's kind in llama.cpp's format: matrices as F32, BF16 or Q8_0, positions and vectors as F32."""
+    import gguf
+
+    types = gguf.GGMLQuantizationType
+    kind = {torch.float32: types.F32, torch.bfloat16: types.BF16, torch.int8: types.Q8_0}[dtype]
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(config.n_vocab)
+    writer.add_context_length(config.n_context)
+    writer.add_block_count(config.n_layer)
+    writer.add_embedding_length(config.d_model)
+    writer.add_feed_forward_length(config.d_ff)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.norm_eps)
+    for name, leaf in _gguf_leaves(params, config):
+        matrix = leaf.dim() == 2 and name != "position_embd.weight"
+        one = kind if matrix else types.F32
+        writer.add_tensor(name, gguf.quants.quantize(leaf.float().numpy(), one), raw_dtype=one)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _gguf_leaves(params, config):
+    yield "token_embd.weight", params["embed"]["w"][: config.n_vocab]
+    yield "position_embd.weight", params["positions"]["w"]
+    parts = {"output_norm": params["norm_f"]}
+    for i, p in enumerate(params["blocks"]):
+        block = {
+            "attn_norm": p["norm_1"], "attn_qkv": _qkv(p), "attn_output": p["attn"]["o"],
+            "ffn_norm": p["norm_2"], "ffn_up": p["mlp"]["up"], "ffn_down": p["mlp"]["down"],
+        }  # fmt: skip
+        parts |= {f"blk.{i}.{name}": leaf for name, leaf in block.items()}
+    for name, leaf in parts.items():
+        yield f"{name}.weight", leaf["w"]
+        yield f"{name}.bias", leaf["b"]
+
+
+def _qkv(p):
+    return {kind: torch.cat([p["attn"][name][kind] for name in "qkv"]) for kind in "wb"}
 
 
 def _both(module, leaf):
     return [(module.weight, leaf["w"]), (module.bias, leaf["b"])]
+
+
+def _free(c, model, context):
+    c.llama_free(context)
+    c.llama_model_free(model)

@@ -1,5 +1,6 @@
 """invoke benchmark: the table says what was measured, and the file keeps it."""
 
+import importlib
 import json
 import os
 import re
@@ -8,12 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from cases import random_params, random_tokens
 from rich.console import Console
 from typed import typed
 
+from gptcore.config import architecture
+from gptcore.model import forward
 from tools.benchmark import GROUPS, case_table
 
 HOUSE = Path(__file__).resolve().parent.parent
+sys.path.append(str(HOUSE / "benchmarks"))
+peers = importlib.import_module("peers")
+TINY = architecture("gpt2", n_vocab=97, n_context=32, n_layer=2, d_model=32, n_head=2, mlp="gelu_tanh")
 
 
 def shown(table):
@@ -90,3 +98,26 @@ def test_a_run_is_measured_shown_and_kept(tmp_path):
     (case,) = found["benchmarks"]
     assert case["extra_info"]["threads"] == 1
     assert {"with cache", "without cache"} <= case["extra_info"].keys()
+
+
+@pytest.mark.parametrize("name", peers.PACKAGES)
+def test_a_peer_computes_our_model(name):
+    """Where it is installed. llama.cpp looks GELU up in a table of float16. Seen to fail with q and k exchanged."""
+    if reason := peers.why_not(name, TINY):
+        pytest.skip(reason)
+    params, tokens = random_params(TINY, torch.float32), random_tokens(TINY, 1, 24)
+    ours, _ = forward(params, TINY, tokens)
+    makes = {"transformers": peers.Transformers, "llama.cpp": lambda *ours: peers.LlamaCpp(*ours, torch.float32, 1)}
+    peer = makes[name](params, TINY)
+    error = (peer.logits(tokens[0]) - ours[0]).square().mean().sqrt() / ours.std()
+    assert error < {"transformers": 1e-5, "llama.cpp": 0.005}[name]
+    text = peer.text(tokens[0], 8)
+    for n, token in enumerate(text):  # greedy: each is the likeliest after those before it
+        logits, _ = forward(params, TINY, torch.cat([tokens[0], torch.tensor(text[:n], dtype=torch.long)])[None])
+        assert logits[0, -1].max() - logits[0, -1, token] <= 0.005 * ours.std()
+
+
+def test_a_peer_says_what_it_cannot_hold():
+    assert peers.why_not("transformers", architecture("llama", n_vocab=97)) == "the model is no GPT-2"
+    odd = architecture("gpt2", n_vocab=97, d_model=40, n_head=2)
+    assert peers.why_not("llama.cpp", odd) == "rows of its Q8_0 are multiples of 32"
