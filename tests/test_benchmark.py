@@ -16,7 +16,7 @@ from typed import typed
 
 from gptcore.config import architecture
 from gptcore.model import forward
-from tools.benchmark import GROUPS, case_table
+from tools.benchmark import GROUPS, case_table, check_realtime
 
 HOUSE = Path(__file__).resolve().parent.parent
 sys.path.append(str(HOUSE / "benchmarks"))
@@ -84,9 +84,15 @@ def test_what_is_wrong_is_one_line(tmp_path, words, line):
     assert re.fullmatch(f"invoke benchmark: {line}", done.stderr.strip())
 
 
-def test_a_run_is_measured_shown_and_kept(tmp_path):
+@pytest.mark.parametrize("how", [[], ["--realtime"]], ids=["", "realtime"])
+def test_a_run_is_measured_shown_and_kept(tmp_path, how):
+    if how:
+        try:
+            check_realtime()
+        except ValueError as error:
+            pytest.skip(str(error))
     file = tmp_path / "found.json"
-    words = ["benchmark", "--only", "kv-cache", "-k", "small-25", "--threads", "1", "--json", str(file)]
+    words = ["benchmark", "--only", "kv-cache", "-k", "small-25", "--threads", "1", *how, "--json", str(file)]
     command = [sys.executable, "-m", "invoke", "-r", str(HOUSE), *words]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"GPTCORE_BUILD": "none"}, capture_output=True, text=True
@@ -94,7 +100,7 @@ def test_a_run_is_measured_shown_and_kept(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "positions computed: 24 with a cache, 290 without" in done.stdout
     found = json.loads(file.read_text())
-    assert found["command"] == "invoke benchmark --only kv-cache -k small-25 --threads 1"
+    assert found["command"] == " ".join(["invoke benchmark --only kv-cache -k small-25 --threads 1", *how])
     (case,) = found["benchmarks"]
     assert case["extra_info"]["threads"] == 1
     assert {"with cache", "without cache"} <= case["extra_info"].keys()

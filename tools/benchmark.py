@@ -26,11 +26,16 @@ OF_A_RUN = ("decode", "int8")  # the groups that can measure a trained model
 )
 @click.option("-k", metavar="NAME", help="Only cases whose name holds this; pytest's -k expression.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
+@click.option(
+    "--realtime", is_flag=True, help="Measure at real-time priority, in bursts, on a machine that others use too."
+)
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Also write everything measured there.")
-def benchmark(only, run, k, threads, file):
+def benchmark(only, run, k, threads, realtime, file):
     """Measure speed as ratios within one run: against peers, against the reference, against the memory."""
     if run and only and only not in OF_A_RUN:
         raise ValueError(f"only: expected {' or '.join(OF_A_RUN)} beside --run, got {only}")
+    if realtime:
+        check_realtime()
     from rich.console import Console
 
     from tools.develop import HOUSE, python
@@ -42,6 +47,7 @@ def benchmark(only, run, k, threads, file):
     groups = [only] if only else OF_A_RUN if run else GROUPS
     files = [str(HOUSE / "benchmarks" / GROUPS[group]) for group in groups]
     chosen = [*(["-k", k] if k else []), *(model_words(run) if run else [])]
+    chosen += ["--realtime"] if realtime else []
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "benchmark.json")
         words = ["-q", "--benchmark-only", "--benchmark-quiet", f"--benchmark-json={raw}"]
@@ -55,9 +61,18 @@ def benchmark(only, run, k, threads, file):
     if file:
         given = {"--only": only, "--run": run, "-k": k, "--threads": threads}
         typed = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
-        found["command"] = shlex.join(["invoke", "benchmark", *typed])
+        found["command"] = shlex.join(["invoke", "benchmark", *typed, *(["--realtime"] if realtime else [])])
         Path(file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return status
+
+
+def check_realtime():
+    """Raise ValueError unless this process may run before all others."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    except (AttributeError, PermissionError) as error:
+        raise ValueError(f"realtime: expected a Linux that grants real-time priority, got {error}") from error
 
 
 def model_words(run):
