@@ -1,8 +1,8 @@
 """sample against what generation libraries do: sort, softmax, cumulative sum, scatter, multinomial.
 
-    python -m pytest benchmarks/bench_sampling.py --benchmark-only
+    invoke benchmark --only sampling
 
-`processors` are those of transformers, as its generate() would chain them; `torch` writes the same steps out.
+`processors` are those of transformers, as its generate() would chain them; `plain torch` writes the same steps out.
 """
 
 import pytest
@@ -59,7 +59,7 @@ def bench_sample(race, benchmark, n_vocab, name, n_row):
     ways = {
         "native": lambda: kernels.sample(logits, **words, **settings),
         "reference": lambda: sampling.sample(logits, **words, **settings),
-        "torch": lambda: torch_pipeline(logits, **settings),
+        "plain torch": lambda: torch_pipeline(logits, **settings),
     }
     if peer := processors(**settings):
         ways["processors"] = lambda: peer(logits)
