@@ -113,15 +113,15 @@ def perplexity_table(title, rows, why):
 
 
 def told_table(title, columns, lines, why):
-    """The cells of each line below the columns, and below them what there is to say."""
+    """A title, the cells of each line below the columns, and what there is to say: neither wraps at their width."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for cells in lines:
         table.add_row(*cells)
-    return Group(table, *([Text(f"{why}\n", style="#666666")] if why else []))
+    return Group(Text(title, style="bold"), table, Text(f"{why}\n" if why else "", style="#666666"))
