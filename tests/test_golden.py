@@ -13,7 +13,7 @@ from golden import make
 from safetensors.torch import load_file
 
 from gptcore import ModelConfig, forward, tree
-from gptcore.interpret.taps import record
+from gptcore.interpret.taps import gradients, record
 from gptcore.model import activation_spec, check_params
 
 each_case = pytest.mark.parametrize("case", make.CASES)
@@ -70,6 +70,21 @@ def test_a2_every_activation_is_that_of_transformer_lens(case):
     assert set(names) == set(activation_spec(config)) - theirs_lacks
     for name in names:
         agree(seen[name], stored[f"sites/{name}"], name)
+
+
+@each_case
+def test_h1_gradients_at_z_are_those_of_transformer_lens(case):
+    """Of the logit difference at the last position, summed over the pairs, in the corrupt run."""
+    params, config, stored = golden(case)
+
+    def run(tap):
+        logits = forward(params, config, stored["corrupt"], tap=tap)[0][:, -1]
+        return (logits.gather(-1, stored["target"][:, None]) - logits.gather(-1, stored["foil"][:, None])).sum()
+
+    found, _ = gradients(run, [f"blocks.{i}.attn.z" for i in range(config.n_layer)])
+    assert len(found) == 2
+    for name, value in found.items():
+        agree(value, stored[f"gradients/{name}"], name, tolerance=1e-6)
 
 
 @needs_peer
