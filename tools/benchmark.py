@@ -14,6 +14,7 @@ GROUPS = {  # name -> the file that measures it
     "sampling": "bench_sampling.py",
     "attention": "bench_attention.py",
     "int8": "bench_int8.py",
+    "interpret": "bench_interpret.py",
 }
 QUIET = 0.05  # the share of the CPUs that others may use while something is measured
 OF_A_RUN = ("decode", "int8")  # the groups that can measure a trained model
