@@ -5,6 +5,8 @@ import os
 # Before torch: small tensors are faster on one thread, threads that wait soon sleep, and children inherit both.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# Before the hub's libraries: --data auto must not fetch what no test asked for; tests with a hub of their own say so.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import importlib.util
 import signal

@@ -10,8 +10,10 @@ import click
 from tools.benchmark import benchmark
 from tools.build import build
 from tools.compare import compare
+from tools.data import data
 from tools.develop import lint, test
 from tools.doctor import doctor
+from tools.download import download
 from tools.evaluate import evaluate
 from tools.generate import generate
 from tools.harness import harness
@@ -22,6 +24,7 @@ from tools.train import train
 main = click.Group(
     "gptcore",
     commands=[
-        benchmark, build, compare, doctor, evaluate, generate, harness, lint, runs, sampling_demo, test, train,
+        benchmark, build, compare, data, doctor, download, evaluate, generate, harness, lint, runs, sampling_demo, test,
+        train,
     ],
 )  # fmt: skip

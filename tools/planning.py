@@ -19,10 +19,12 @@ from gptcore import checkpoint, device, optim, tokenizer, tree
 from gptcore.config import ModelConfig, architecture, padded_vocab
 from gptcore.data import Dataset, prepare
 from gptcore.data import reopen as reopen_data
+from gptcore.data.streamed import choose as choose_source
 from gptcore.evaluate.perplexity import score_documents
 from gptcore.generate import GenerateOptions, generate
 from gptcore.model import check_params, count_params, init_params
 from gptcore.train import TrainOptions, TrainState, gradients_, init_state, measure
+from tools import fetching
 from tools.machine import set_up
 from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, PROMPTS, RATES
 from tools.tables import start_table
@@ -30,7 +32,18 @@ from tools.view import duration
 
 LEAST_SCORED = 8192  # held-out tokens of a validation, however short the run: fewer would say little
 COMPILE_PAYS = 120.0  # seconds of planned training from which compiling is worth its wait
-FREE_ON_RESUME = {"resume", "device", "threads", "compile_", "no_compile", "save_every", "cache", "debug"}
+FREE_ON_RESUME = {
+    "resume",
+    "device",
+    "threads",
+    "compile_",
+    "no_compile",
+    "save_every",
+    "cache",
+    "cache_gb",
+    "offline",
+    "debug",
+}
 
 
 @dataclass
@@ -116,14 +129,27 @@ def read_text(given, mode, accumulation, console):
         "n_context": given["n_context"], "n_sequences": max(1, MICRO_BATCH // given["n_context"]) * accumulation,
         "seed": given["seed"], "cache": given["cache"], "text_field": given["text_field"], "packing": given["packing"],
         "tokens_per_epoch": given["tokens_per_epoch"] or mode["tokens_per_epoch"],
+        "mix": weights(given["mix"]), **fetching.ways(given, mode["cache_gb"]),
     }  # fmt: skip
-    sources = list(given["data"]) or ["python-docs"]
     chosen = choose_tokenizer(given["tokenizer"], mode, console)
-    with console.status("Reading the text"):
-        dataset = prepare(sources, chosen, **ways)
+    sources = list(given["data"]) or ["auto"]
+    if "auto" in sources:
+        found, why = choose_source(chosen, ways["tokens_per_epoch"], cache=given["cache"])
+        tell(console, f"Data: {found}, because {why}")
+        sources = [found if source == "auto" else source for source in sources]
+    with fetching.shown(console, "Reading the text") as watch:
+        dataset = prepare(sources, chosen, watch=watch, **ways)
     for note in dataset.notes:
         tell(console, note)
     return dataset
+
+
+def weights(text) -> list[float] | None:
+    """--mix as numbers. Raises ValueError for other words."""
+    try:
+        return text and [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"mix: expected numbers with commas, as in 0.7,0.3, got {text!r}") from None
 
 
 def choose_tokenizer(name, mode, console):
@@ -328,7 +354,9 @@ def reopen(given, chosen, console) -> Job:
     options = load_options(run["options"])
     if given["compile_"] != "auto":
         options = replace(options, compiled=given["compile_"] == "on")
-    dataset = reopen_data(run["plan"], tokenizer.load(path / "tokenizer.json"), cache=given["cache"])
+    words, ways = tokenizer.load(path / "tokenizer.json"), fetching.ways(given, MODES[run["mode"]]["cache_gb"])
+    with fetching.shown(console, "Reading the text") as watch:
+        dataset = reopen_data(run["plan"], words, cache=given["cache"], watch=watch, **ways)
     params = tree.map(lambda leaf: leaf.to(place), step.params)
     if options.compiled:
         batch = tuple(part[: options.n_pass] for part in dataset.batch(0))

@@ -115,10 +115,9 @@ def own_text(model, given) -> data.Dataset:
 
 def train_text(model, given, n_tokens) -> list[Document]:
     """The first tokens of the training text, as many as were held out."""
-    dataset = own_text(model, given)
-    folder, found, left = Path(given["cache"], dataset.plan["folder"]), [], n_tokens
-    for row in dataset.plan["groups"][0]:
-        for tokens, size in shards.whole_documents(shards.open_shard(folder, row)):
+    found, left = [], n_tokens
+    for shard in own_text(model, given).training_shards():
+        for tokens, size in shards.whole_documents(shard):
             if left <= 0:
                 break
             found.append(Document(model.tokenizer.decode(tokens), tokens, size))
@@ -269,14 +268,12 @@ def against_training(trained, measured, *, other) -> str:
 
 def counts(model, given):
     """How often each id came in training; None where the run's text is not here."""
+    total = torch.zeros(model.config.n_vocab, dtype=torch.long)
     try:
-        dataset = own_text(model, given)
+        for shard in own_text(model, given).training_shards():
+            total += torch.bincount(torch.from_numpy(shard.tokens.astype("int64")), minlength=len(total))
     except ValueError:  # the verdict then does without token frequencies
         return None
-    folder, total = Path(given["cache"], dataset.plan["folder"]), torch.zeros(model.config.n_vocab, dtype=torch.long)
-    for row in (row for group in dataset.plan["groups"] for row in group):
-        tokens = torch.from_numpy(shards.open_shard(folder, row).tokens[: row["n_tokens"]].astype("int64"))
-        total += torch.bincount(tokens, minlength=len(total))
     return total
 
 

@@ -33,7 +33,11 @@ class Number(click.FloatRange):
     "--data",
     multiple=True,
     metavar="SOURCE",
-    help="python-docs (default), or a file, folder, glob or -; may be given several times.",
+    help="fineweb-edu, wikitext, hf:REPOSITORY[@REVISION][#CONFIG], python-docs, or a file, folder, glob or -; may be "
+    "given several times (default auto: FineWeb-Edu where it is cached or the hub can be reached, else python-docs).",
+)
+@click.option(
+    "--mix", metavar="WEIGHTS", help="A weight for each --data, with commas, as in 0.7,0.3: its share of the sequences."
 )
 @click.option(
     "--text-field", default="text", show_default=True, help="The field of .jsonl and .parquet that holds the text."
@@ -54,6 +58,12 @@ class Number(click.FloatRange):
 @click.option(
     "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
 )
+@click.option(
+    "--cache-gb",
+    type=Number(min=0, min_open=True),
+    help="What the cache may hold; shards of streams used longest ago go first (quick: 1, medium: 5, full: 10).",
+)
+@click.option("--offline", is_flag=True, help="Use what is here; never the network. HF_HUB_OFFLINE=1 says the same.")
 @click.option("--arch", type=click.Choice(ARCHITECTURES), default="gpt2", show_default=True, help="Architecture.")
 @click.option("--position-encoding", type=click.Choice(POSITIONS), help="Overrides the architecture's positions.")
 @click.option("--n-layer", type=POSITIVE, help="Blocks.")
@@ -108,7 +118,7 @@ class Number(click.FloatRange):
 @click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with a run: the newest, or RUN.")
 @click.option("--debug", is_flag=True, help="Show every site's smallest, largest and mean value in the first update.")
 def train(**given):
-    """Train a model on text: Python's documentation, or your own files."""
+    """Train a model on text: FineWeb-Edu, WikiText, Python's documentation, or your own files."""
     from rich.console import Console
 
     from gptcore import checkpoint

@@ -9,11 +9,13 @@ import time
 from contextlib import contextmanager
 
 from gptcore import checkpoint, optim
+from gptcore.data.download import Lost
 from gptcore.evaluate.perplexity import Stopped, score_documents
 from gptcore.files import write_whole
 from gptcore.generate import GenerateOptions, generate
 from gptcore.sampling import Sampling
 from gptcore.train import NotFinite, flops_per_token, train
+from tools import fetching
 from tools.machine import out_of_memory
 from tools.modes import PROMPTS
 from tools.plot import write_loss_plot
@@ -26,6 +28,7 @@ def work(job, console) -> int:
     if job.debug:
         console.print(site_table(job))
     with signals() as asked, checkpoint.Saver(job.path) as saver, View(console, job.run, job.state.step) as view:
+        begin_downloads(job, view, stop=lambda: bool(asked))
         follow(job, saver, view, stop=lambda: bool(asked))
         saver.join()  # only what is on the disk has ended
         ended = job.state.step == job.options.n_steps and not epoch_is_open(job)
@@ -56,6 +59,10 @@ def follow(job, saver, view, stop) -> None:
         save(job, saver)
     except Stopped:  # in the middle of a validation or of samples, which the resumed run will make
         save(job, saver)
+    except Lost as error:  # what has been learned is kept until the hub is back
+        save(job, saver)
+        saver.join()
+        raise ValueError(f"{error}; invoke train --resume {job.path.name} goes on from here") from None
     except (NotFinite, MemoryError, RuntimeError) as error:
         if not isinstance(error, NotFinite) and not out_of_memory(error):
             raise
@@ -64,6 +71,23 @@ def follow(job, saver, view, stop) -> None:
         kept = checkpoint.step_name(checkpoint.marked(job.path, "latest"))
         hint = "; --device cpu may show whether MPS is to blame" if job.device.type == "mps" else ""
         raise ValueError(f"training stopped, {error}; {job.path} keeps {kept}{hint}") from None
+
+
+def begin_downloads(job, view, stop) -> None:
+    """Let missing shards arrive in the background; a batch that waits for one says so, and can be stopped."""
+    for download in job.dataset.downloads:
+        told = set()
+
+        def watch(progress, download=download, told=told):
+            if stop():
+                raise Stopped
+            if (where := (progress.n_chunks, progress.trouble)) not in told:
+                told.add(where)
+                view.update({"kind": "note", "text": f"Waiting for a shard: {fetching.describe(progress)}"})
+
+        download.watch = watch
+        if download.gap() is not None:
+            download.start()
 
 
 def end_epoch(job, saver, view, stop) -> None:

@@ -1,4 +1,4 @@
-"""From text to batches: corpora -> shards -> order.
+"""From text to batches: corpora -> shards -> order, or for text that is too much to have, streams -> shards -> order.
 
     dataset = prepare("notes/", "bpe:4096", n_context=256, n_sequences=64, seed=42, cache="data")
     tokens, targets = dataset.batch(0)
@@ -8,103 +8,25 @@ plan and the files the same batches come back at any time.
 """
 
 import json
+import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-import torch
 
 from .. import tokenizer as tokenizers
 from ..files import only_writer, write_whole
-from . import corpora, order, shards
+from . import corpora, order, shards, streams
+from .dataset import Dataset, Document, at_least
+from .mixture import Mixture, shares
+from .mixture import mix as mix_datasets
+from .streamed import prepare_stream, reopen_stream
 
 N_TRAINING = 20_000_000  # bytes of text, the first ones of the training side, from which a BPE learns
 MIN_CONTEXT = 16
 
-
-class Document(NamedTuple):
-    """One document held out for validation."""
-
-    tokens: list[int]  # without end of text
-    n_bytes: int  # of the original text in UTF-8: the base of bits per byte
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A plan and its shards. Made by prepare, and from a run's plan by reopen."""
-
-    plan: dict  # plain JSON: all that reopen needs
-    tokenizer: tokenizers.Tokenizer = field(repr=False)
-    groups: list[list[order.Windows]] = field(repr=False)  # the training shards; order is new in each group and epoch
-    held_out: list[shards.Shard] = field(repr=False)
-    notes: tuple[str, ...] = ()  # what the user should be told, a line each
-
-    @property
-    def n_context(self) -> int:
-        """Tokens a sequence; less than was asked for where there is too little text."""
-        return self.plan["n_context"]
-
-    @property
-    def n_sequences(self) -> int:
-        """Sequences an update."""
-        return self.plan["n_sequences"]
-
-    @property
-    def n_train_tokens(self) -> int:
-        """Tokens of an epoch."""
-        return sum(row["n_tokens"] for group in self.plan["groups"] for row in group)
-
-    @property
-    def n_windows(self) -> int:
-        """Sequences of an epoch."""
-        return sum(windows.n for group in self.groups for windows in group)
-
-    @cached_property
-    def validation(self) -> tuple[Document, ...]:
-        """The documents held out, always the same ones."""
-        return tuple(Document(*each) for shard in self.held_out for each in shards.whole_documents(shard))
-
-    @property
-    def n_validation_tokens(self) -> int:
-        """Tokens of the documents held out, end of text not counted."""
-        return sum(len(document.tokens) for document in self.validation)
-
-    def with_sequences(self, n_sequences) -> "Dataset":
-        """The same data in updates of another size."""
-        _at_least("n_sequences", n_sequences, 1)
-        return replace(self, plan=self.plan | {"n_sequences": n_sequences})
-
-    def batch(self, step, *, rank=0, world=1):
-        """The (tokens, targets) of one update, int64 (n_sequences, T) each, or the rank-th of world equal slices of it.
-
-        A function of the step alone: sequences step * n_sequences on, numbered through all epochs. Targets that do not
-        count are -100. Raises ValueError where the slices would not be equal.
-        """
-        if self.n_sequences % world:
-            raise ValueError(f"n_sequences: expected a multiple of {world} processes, got {self.n_sequences}")
-        size = self.n_sequences // world
-        first = step * self.n_sequences + rank * size
-        return self.sequences(range(first, first + size))
-
-    def sequences(self, numbers):
-        """The sequences with these numbers: (tokens, targets), int64 (len(numbers), T) each."""
-        counts = [[windows.n for windows in group] for group in self.groups]
-        found = order.arrange(numbers, [sum(group) for group in counts], self.plan["seed"])
-        tokens = np.full((len(numbers), self.n_context), self.tokenizer.eot, np.int64)
-        targets = np.full_like(tokens, order.IGNORE)
-        for row, (group, window) in enumerate(zip(*(places.tolist() for places in found), strict=True)):
-            shard = 0
-            while window >= counts[group][shard]:
-                window -= counts[group][shard]
-                shard += 1
-            inputs, wanted = self.groups[group][shard].read(window)
-            tokens[row, : len(inputs)], targets[row, : len(wanted)] = inputs, wanted
-        return torch.from_numpy(tokens), torch.from_numpy(targets)
+__all__ = ["Dataset", "Document", "Mixture", "prefetch", "prepare", "reopen"]
 
 
 def prepare(
@@ -119,6 +41,10 @@ def prepare(
     packing="concat",
     tokens_per_epoch=None,
     stdin=None,
+    mix=None,
+    budget=None,
+    keep=(),
+    watch=lambda progress: None,
 ) -> Dataset:
     """Read text, tokenise it into shards under cache unless they are there, and plan the order of the batches.
 
@@ -126,14 +52,30 @@ def prepare(
     the training tokens, and the validation tokens at a tenth of it. Documents are held out by their text; text with
     fewer than two sequences on a side holds out its last tenth instead, and if that is too little the context becomes
     the largest power of two, from 16 on, that gives two sequences on each side. Raises ValueError below that.
+    A stream is fetched, see streamed.prepare_stream for budget, keep and watch. With mix, a weight a source, each
+    source is a dataset of its own and gives its share of the sequences; a tokenizer that is trained learns from the
+    first one.
     """
     for name, value in {"n_context": n_context, "n_sequences": n_sequences}.items():
-        _at_least(name, value, 1)
+        at_least(name, value, 1)
     if tokens_per_epoch is not None:
-        _at_least("tokens_per_epoch", tokens_per_epoch, n_context + 2)
+        at_least("tokens_per_epoch", tokens_per_epoch, n_context + 2)
     if packing not in order.PACKINGS:
         raise ValueError(f"packing: expected one of {', '.join(order.PACKINGS)}, got {packing!r}")
     cache = Path(cache)
+    sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    same = {"n_sequences": n_sequences, "seed": seed, "cache": cache, "text_field": text_field, "packing": packing}
+    fetching = {"budget": budget, "keep": keep, "watch": watch}
+    if mix is not None:
+        ways = same | fetching | {"tokens_per_epoch": tokens_per_epoch, "stdin": stdin}
+        return _mixed(sources, mix, tokenizer, n_context, ways)
+    if any(map(streams.is_stream, sources)):
+        if len(sources) > 1:
+            raise ValueError(f"data: expected {sources[0]} alone, or --mix with a weight for each, got several sources")
+        if tokens_per_epoch is None:
+            raise ValueError(f"tokens_per_epoch: expected a number for {sources[0]}, which is a stream, got None")
+        ways = same | fetching | {"n_context": n_context, "tokens_per_epoch": tokens_per_epoch}
+        return prepare_stream(sources[0], tokenizer, **ways)
     corpus = corpora.open_corpus(sources, cache=cache, text_field=text_field, stdin=stdin)
     survey = _survey_(corpus, cache / corpus.name)
     notes, enough = list(corpus.notes), min(survey.at_most.values()) >= n_context + 2
@@ -169,15 +111,22 @@ def prepare(
     return _open(plan, chosen, cache, tuple(notes))
 
 
-def reopen(plan, tokenizer, *, cache) -> Dataset:
+def reopen(plan, tokenizer, *, cache, budget=None, keep=(), watch=lambda progress: None) -> Dataset:
     """The dataset of a run's plan, its shards verified by sha256.
 
-    Shards that are missing or damaged are written again if the source still holds the same text. Raises ValueError
-    naming the shard if it does not, or if the tokenizer is another one.
+    Shards that are missing or damaged are written again if the source still holds the same text, and fetched again if
+    it is a stream (budget, keep and watch as in prepare). Raises ValueError naming the shard where that cannot be, or
+    if the tokenizer is another one.
     """
+    if "members" in plan:
+        ways = {"cache": cache, "budget": budget, "keep": keep, "watch": watch}
+        members = tuple(reopen(part, tokenizer, **ways) for part in plan["members"])
+        return Mixture(plan, tokenizer, [], [], members=members)
     wanted = plan["tokenizer"]["fingerprint"]
     if tokenizer.fingerprint != wanted:
         raise ValueError(f"tokenizer {tokenizer.name}: expected fingerprint {wanted}, got {tokenizer.fingerprint}")
+    if "stream" in plan:
+        return reopen_stream(plan, tokenizer, cache=cache, budget=budget, keep=keep, watch=watch)
     folder = Path(cache) / plan["folder"]
     planned = [row for rows in (*plan["groups"], plan["validation"]) for row in rows]
     if faults := shards.broken(folder, planned):
@@ -197,6 +146,22 @@ def reopen(plan, tokenizer, *, cache) -> Dataset:
     return _open(plan, tokenizer, cache)
 
 
+def _mixed(sources, weights, tokenizer, n_context, ways):
+    """A dataset of each source, with one tokenizer and one context, mixed by weight."""
+    if len(sources) != len(weights) or len(sources) < 2:
+        raise ValueError(f"mix: expected a weight for each of {len(sources)} sources, two at least, got {len(weights)}")
+    n_all, total, members = ways.pop("tokens_per_epoch"), sum(shares(weights)), []
+    for source, count in zip(sources, shares(weights), strict=True):
+        n_tokens = None if n_all is None else max(n_context + 2, n_all * count // total)
+        member = prepare(source, tokenizer, n_context=n_context, tokens_per_epoch=n_tokens, **ways)
+        tokenizer = member.tokenizer
+        members.append(member)
+    fewest = min(member.n_context for member in members)
+    if fewest < n_context:
+        return _mixed(sources, weights, tokenizer, fewest, ways | {"tokens_per_epoch": n_all})
+    return mix_datasets(members, weights)
+
+
 def prefetch(batch, start, stop, *, n_ahead=2):
     """Yield batch(start) to batch(stop - 1) in order, made by one thread while the last one is used.
 
@@ -209,11 +174,6 @@ def prefetch(batch, start, stop, *, n_ahead=2):
             ready = waiting.popleft().result()
             waiting.extend(thread.submit(batch, step) for step in islice(steps, 1))
             yield ready
-
-
-def _at_least(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 def _about(corpus):
@@ -277,4 +237,7 @@ def _open(plan, tokenizer, cache, notes=()):
         [pack(shards.open_shard(folder, row), plan["n_context"], tokenizer.eot) for row in group]
         for group in plan["groups"]
     ]
-    return Dataset(plan, tokenizer, groups, [shards.open_shard(folder, row) for row in plan["validation"]], notes)
+    rows = [row for group in plan["groups"] for row in group]
+    openers = tuple(partial(shards.open_shard, folder, row) for row in rows)
+    held_out = [shards.open_shard(folder, row) for row in plan["validation"]]
+    return Dataset(plan, tokenizer, groups, held_out, notes, openers=openers)

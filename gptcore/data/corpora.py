@@ -219,10 +219,16 @@ def _read(name, path, text_field):
     else:
         rows = _json_lines(name, path, text_field)
     for row, text in rows:
-        # Surrogates (JSON can spell half a pair) have no UTF-8: they become "?" here, before anything counts bytes.
-        text = text.encode("utf-8", "replace").decode().removeprefix("\ufeff").replace("\r\n", "\n")
-        if text:
+        if text := clean(text):
             yield row, text
+
+
+def clean(text) -> str:
+    """A document as it is counted and tokenised: no byte order mark, line ends "\\n", nothing that UTF-8 cannot hold.
+
+    Surrogates (JSON can spell half a pair) have no UTF-8: they become "?" here, before anything counts bytes.
+    """
+    return text.encode("utf-8", "replace").decode().removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 def _decode(content, path):

@@ -115,10 +115,10 @@ def write_(folder, documents, tokenizer, about, cut=None) -> dict:
     waiting, n_waiting, n_written = {side: [] for side in SIDES}, dict.fromkeys(SIDES, 0), dict.fromkeys(SIDES, 0)
 
     def flush(side):
-        _write_shard(folder, f"{side}-{n_written[side]:05d}", waiting[side], dtype)
+        write_shard(folder, f"{side}-{n_written[side]:05d}", waiting[side], dtype)
         waiting[side], n_waiting[side], n_written[side] = [], 0, n_written[side] + 1
 
-    for batch in _batches(split(read(), cut)):
+    for batch in batches(split(read(), cut)):
         for (side, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
             waiting[side].append((np.array([*ids, tokenizer.eot], dtype), len(text.encode("utf-8", "replace"))))
             n_waiting[side] += len(ids) + 1
@@ -138,10 +138,11 @@ def write_(folder, documents, tokenizer, about, cut=None) -> dict:
     return manifest
 
 
-def _batches(pairs):
+def batches(pairs) -> Iterator[list[tuple]]:
+    """Pairs of (anything, text), as many at a time as are encoded together."""
     batch, size = [], 0
-    for side, text in pairs:
-        batch.append((side, text))
+    for word, text in pairs:
+        batch.append((word, text))
         size += len(text)
         if len(batch) == N_DOCUMENTS or size >= N_CHARACTERS:
             yield batch
@@ -150,8 +151,8 @@ def _batches(pairs):
         yield batch
 
 
-def _write_shard(folder, name, documents, dtype):
-    """documents: (ids, n_bytes of the text) each."""
+def write_shard(folder, name, documents, dtype) -> dict:
+    """Write one shard of documents, (ids, n_bytes of the text) each; its row of counts and sha256."""
     lengths = [len(ids) for ids, _ in documents]
     contents = {
         "bin": np.concatenate([ids for ids, _ in documents]).astype(dtype),
@@ -169,6 +170,7 @@ def _write_shard(folder, name, documents, dtype):
         "sha256": {kind: hashlib.sha256(content.tobytes()).hexdigest() for kind, content in contents.items()},
     }
     write_whole(folder / f"{name}.json", json.dumps(row).encode())
+    return row
 
 
 # --------------------------------------------------------------------------------------------------------- reading
@@ -184,6 +186,18 @@ def rows(folder, side="") -> list[dict]:
     """The counts and sha256 of the shards that exist, of one side or of both, in order."""
     paths = sorted(path for path in Path(folder).glob(f"{side}*.json") if path.name.startswith(SIDES))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def read_chunks(folder) -> dict:
+    """What chunks.json tells of a stream's folder: {"about", "own": {side: [row]}, "rows": [chunk]}; see fetch.py."""
+    path = Path(folder) / "chunks.json"
+    empty = {"about": {}, "own": {}, "rows": []}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
+
+
+def write_chunks(folder, chunks) -> None:
+    """Replace chunks.json."""
+    write_whole(Path(folder) / "chunks.json", json.dumps(chunks))
 
 
 def broken(folder, wanted) -> list[str]:

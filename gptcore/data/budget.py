@@ -1,0 +1,104 @@
+"""The cache of token shards: what is in it, how large it is, and what goes when there is too much.
+
+What you learn here: a cache is bounded by forgetting what was used longest ago. What a plan still needs, what is held
+out, and what was made of the user's own files is never forgotten.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from .shards import FILES
+
+
+class Entry(NamedTuple):
+    """One folder of shards."""
+
+    folder: Path  # relative to the cache
+    corpus: str
+    tokenizer: str
+    n_tokens: dict[str, int]  # by side
+    n_shards: int
+    n_bytes: int  # on the disk
+    whole: bool  # is every token there that the corpus has?
+    is_stream: bool
+
+
+def entries(cache) -> list[Entry]:
+    """Every folder of shards in the cache, by name."""
+    found = []
+    for path in sorted([*Path(cache).glob("*/*/manifest.json"), *Path(cache).glob("*/*/chunks.json")]):
+        folder, about = path.parent, json.loads(path.read_text(encoding="utf-8"))
+        is_stream = path.name == "chunks.json"
+        facts = about["about"] if is_stream else about
+        n_tokens, n_shards = {}, 0
+        for row in _rows(folder):
+            side = row["name"].partition("-")[0]
+            n_tokens[side], n_shards = n_tokens.get(side, 0) + row["n_tokens"], n_shards + 1
+        rows = about["rows"] if is_stream else []
+        whole = not is_stream or bool(rows and rows[-1]["last"] and n_shards == _n_written(about))
+        words = (
+            facts["corpus"],
+            facts["tokenizer"]["name"],
+            n_tokens,
+            n_shards,
+            folder_bytes(folder),
+            whole,
+            is_stream,
+        )
+        found.append(Entry(folder.relative_to(cache), *words))
+    return found
+
+
+def folder_bytes(folder) -> int:
+    """The size of every file below a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def evict_(cache, budget, keep=()) -> list[str]:
+    """Remove training shards of streams, the one used longest ago first, until the cache holds at most budget bytes.
+
+    keep: shards, as "folder/train-00000" relative to the cache, that stay. Returns what went. Raises ValueError with
+    both sizes where nothing more may go.
+    """
+    gone, size = [], folder_bytes(cache)
+    if size <= budget:
+        return gone
+    for path in sorted(Path(cache).glob("*/*/train-*.json"), key=lambda path: path.stat().st_mtime):
+        name = path.relative_to(cache).with_suffix("").as_posix()
+        if name in keep or not (path.parent / "chunks.json").is_file():
+            continue
+        size -= remove_shard(path.parent, path.stem)
+        gone.append(name)
+        if size <= budget:
+            return gone
+    raise ValueError(
+        f"cache-gb: expected at most {budget / 1e9:.3g} GB in {cache}, got {size / 1e9:.3g} GB that nothing may go from"
+    )
+
+
+def remove_shard(folder, name) -> int:
+    """Remove a shard, its .json first: it is absent at once. Returns how many bytes went."""
+    n_bytes = 0
+    for kind in ("json", *FILES):
+        path = Path(folder) / f"{name}.{kind}"
+        if path.exists():
+            n_bytes += path.stat().st_size
+            path.unlink()
+    return n_bytes
+
+
+def touch(folder, name) -> None:
+    """Remember that a shard was used now."""
+    os.utime(Path(folder) / f"{name}.json")
+
+
+def _rows(folder):
+    for path in sorted(Path(folder).glob("*-?????.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def _n_written(chunks):
+    own = sum(len(rows) for rows in chunks["own"].values())
+    return own + sum(len(row["shards"]) for row in chunks["rows"])

@@ -1,0 +1,109 @@
+"""What downloads look like, what they may use, and what they must leave alone."""
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from gptcore import checkpoint
+from gptcore.data import shards
+from gptcore.data.download import OFFLINE
+from gptcore.files import only_writer, remove_folder
+from tools.view import duration
+
+
+def ways(given, cache_gb) -> dict:
+    """The budget, and the shards that must stay, as gptcore.data takes them. --offline is for the whole process."""
+    if given["offline"]:
+        os.environ.update(dict.fromkeys(OFFLINE, "1"))
+    return {"budget": int(1e9 * (given["cache_gb"] or cache_gb)), "keep": needed()}
+
+
+def needed(root="runs") -> tuple[str, ...]:
+    """The training shards that the plans of unfinished runs name, as paths relative to the cache."""
+    names = []
+    for info in checkpoint.list_runs(root):
+        plan, n_steps = info.run.get("plan") or {}, info.run.get("n_steps", 0)
+        if info.latest is not None and info.latest >= n_steps:
+            continue
+        for part in plan.get("members", [plan]):
+            names += [f"{part['folder']}/{row['name']}" for group in part.get("groups", ()) for row in group]
+    return tuple(names)
+
+
+@contextmanager
+def shown(console, text):
+    """A status line while something is waited for; yields the watch(Progress) that keeps it true."""
+    with console.status(text) as status:
+        told = [0.0]
+
+        def watch(progress):
+            line = f"{text}: {describe(progress)}"
+            if console.is_terminal:
+                status.update(line)
+            elif time.monotonic() - told[0] > 10:
+                told[0] = time.monotonic()
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        yield watch
+
+
+def describe(progress) -> str:
+    """How far a download is, how fast, and how long the rest may take."""
+    line = f"{progress.n_chunks} of {progress.n_wanted} shards, {progress.n_bytes / 1e6:,.1f} MB of text"
+    if progress.seconds > 2 and progress.n_bytes:
+        line += f", {progress.n_bytes / 1e6 / progress.seconds:.1f} MB/s"
+    if progress.n_fetched and progress.n_chunks < progress.n_wanted:
+        left = (progress.n_wanted - progress.n_chunks) * progress.seconds / progress.n_fetched
+        line += f", about {duration(left)} left"
+    return line + (f" ({progress.trouble}; trying again)" if progress.trouble else "")
+
+
+def entry_table(entries):
+    """A row for each folder of shards."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("folder", "tokenizer", "train", "val", "test", "shards", "MB", ""):
+        table.add_column(name, justify="left" if name in ("folder", "tokenizer", "") else "right")
+    for entry in entries:
+        counts = [f"{entry.n_tokens[side]:,}" if side in entry.n_tokens else "-" for side in ("train", "val", "test")]
+        state = "" if entry.whole else "more to fetch" if entry.is_stream else "unfinished"
+        names = Text(entry.folder.as_posix()), Text(entry.tokenizer)
+        table.add_row(*names, *counts, str(entry.n_shards), f"{entry.n_bytes / 1e6:,.1f}", state)
+    return table
+
+
+def verify(console, cache, entries) -> int:
+    """Print what is wrong with the shards; 2 if anything is."""
+    faults = [fault for entry in entries for fault in shards.broken(Path(cache, entry.folder), rows(cache, entry))]
+    for fault in faults:
+        console.print(fault, style="yellow", markup=False, soft_wrap=True)
+    n_shards = sum(entry.n_shards for entry in entries)
+    console.print(f"{n_shards - len({fault.rpartition('.')[0] for fault in faults})} of {n_shards} shards are whole.")
+    return 2 if faults else 0
+
+
+def rows(cache, entry) -> list[dict]:
+    """The rows of every shard of an entry: its counts and sha256."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in Path(cache, entry.folder).glob("*-?????.json")]
+
+
+def clear(console, cache, entries, name) -> int:
+    """Delete the folders of that name, or all; shards that an unfinished run needs are refused."""
+    chosen = [entry for entry in entries if name in ("all", entry.folder.as_posix(), entry.corpus)]
+    if not chosen:
+        known = ", ".join(entry.folder.as_posix() for entry in entries) or "an empty cache"
+        raise ValueError(f"clear: expected all or one of {known}, got {name}")
+    for entry in chosen:
+        if wanted := [shard for shard in needed() if shard.startswith(f"{entry.folder.as_posix()}/")]:
+            raise ValueError(f"clear: expected a folder that no unfinished run needs, got {wanted[0]}")
+    for entry in chosen:
+        with only_writer(Path(cache, entry.folder), patience=0):
+            pass  # somebody who writes there would be robbed
+        remove_folder(Path(cache, entry.folder))
+        console.print(f"Deleted {entry.folder.as_posix()}, {entry.n_bytes / 1e6:,.1f} MB.", markup=False)
+    return 0
