@@ -48,12 +48,13 @@ def native():
     flags = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", f'-DGPTCORE_TORCH="{torch.__version__}"']
     # libtorch.so must be needed by name, or the weak symbols of a GPU torch stay null.
     link = ["-Wl,--no-as-needed", "-ltorch"] if sys.platform == "linux" else []
+    more = os.environ.get("GPTCORE_BUILD_FLAGS", "").split()  # for the compiler and the linker: invoke sanitize's
     extension = cpp.CppExtension(
         "gptcore._C",
         [f"csrc/{name}.cpp" for name in sources],
         include_dirs=[str(Path("csrc").resolve())],
-        extra_compile_args={"cxx": flags},
-        extra_link_args=link,
+        extra_compile_args={"cxx": flags + more},
+        extra_link_args=link + more,
     )
 
     class Build(cpp.BuildExtension):

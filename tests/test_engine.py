@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 import torch
 from cases import CONFIGS, random_params, random_tokens
-from test_kernels import ISAS, ROOT, each_isa, needs_native, python
+from test_kernels import ISAS, ROOT, each_isa, needs_native, python, sanitize
 
 from gptcore import engine, kernels, tree
 from gptcore.cache import KVCache, init_cache, with_lengths
@@ -82,6 +82,7 @@ def test_native_and_eager_give_the_same_text(name, isa, preset):
         assert texts(name, "native", sampling=PRESETS[preset], max_new_tokens=60) == eager_texts(name, preset)
 
 
+@sanitize
 @every_config
 @each_isa
 @each_dtype
@@ -133,6 +134,7 @@ def test_keys_and_values_err_at_most_twice_as_much_as_torch(name, isa):
     assert errors["native"] <= 2 * errors["torch"]
 
 
+@sanitize
 @each_isa
 @pytest.mark.parametrize("store", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_the_cache_may_be_rounded(isa, store):
@@ -150,6 +152,7 @@ def test_the_cache_may_be_rounded(isa, store):
 # ------------------------------------------------------------------------------------------------ laws, bit for bit
 
 
+@sanitize
 @every_config
 @each_isa
 def test_threads_batch_and_chunks_change_no_bit(name, isa):
@@ -178,6 +181,7 @@ def test_threads_batch_and_chunks_change_no_bit(name, isa):
             assert all(torch.equal(x[None], y) for x, y in zip(contents(after), whole, strict=True))
 
 
+@sanitize
 @each_isa
 @pytest.mark.parametrize("n_row", [1, 8])
 def test_long_contexts_are_shared_out_by_blocks_of_keys(isa, n_row):
@@ -224,6 +228,7 @@ def test_forward_goes_on_where_the_decoder_stopped_and_an_old_handle_stays_valid
     torch.testing.assert_close(logits[:, -1], wanted[:, -1])
 
 
+@sanitize
 def test_a_row_ends_after_its_stop_token_or_when_its_cache_is_full():
     """First, in the middle, never; and the others go on as they would have."""
     free, _ = decode("gpt2", started("gpt2"), n_steps=23)
@@ -289,6 +294,7 @@ def test_a_row_of_zeros_stays_zero():
     assert torch.equal(whole * scale[:, None], torch.tensor([[0.0, 0.0], [1.0, -64 / 127]]))
 
 
+@sanitize
 @pytest.mark.parametrize(
     ("change", "message"),
     [

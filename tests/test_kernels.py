@@ -17,6 +17,7 @@ from gptcore import kernels, sampling
 ROOT = Path(__file__).parents[1]
 PROBLEM = kernels.why_not("sample")
 needs_native = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM or "built")
+sanitize = pytest.mark.sanitize
 ISAS = kernels.report().get("isas", ("none",))
 each_isa = pytest.mark.parametrize("isa", ISAS)
 STORAGE = [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.float16,) * 2, (torch.float32, torch.bfloat16)]
@@ -47,6 +48,7 @@ def in_float64(args):
 # ---------------------------------------------------------------------------------------------------------- attention
 
 
+@sanitize
 @needs_native
 @each_isa
 @pytest.mark.parametrize(("dtype", "cache_dtype"), STORAGE, ids=STORAGE_IDS)
@@ -71,6 +73,7 @@ def test_attention_errs_at_most_twice_as_much_as_torch(case, dtype, cache_dtype,
     assert error(got) <= max(2 * error(own), torch.finfo(dtype).eps / 2 * truth.norm())
 
 
+@sanitize
 @needs_native
 @each_isa
 @pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: f"{len(cuts)} chunks")
@@ -87,6 +90,7 @@ def test_any_chunking_gives_the_same_bits(cuts, heads, isa):
     assert torch.equal(torch.cat(parts, dim=2), whole)
 
 
+@sanitize
 @needs_native
 @each_isa
 @pytest.mark.parametrize(
@@ -114,6 +118,7 @@ def test_threads_batch_and_bound_change_no_bit(case, isa, threads):
         )
 
 
+@sanitize
 @needs_native
 @each_isa
 @pytest.mark.parametrize("n_new", [1, 6])
@@ -154,6 +159,7 @@ def test_instruction_sets_with_fused_multiply_add_agree_to_the_bit():
         assert all(torch.equal(z, results[0]) for z in results)
 
 
+@sanitize
 @needs_native
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -185,7 +191,7 @@ def test_what_would_leave_the_buffers_is_refused_before_anything_is_written(chan
 
 @needs_native
 @each_isa
-@pytest.mark.parametrize("kind", LOGITS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[sanitize] * (kind == "tied")) for kind in LOGITS])
 def test_tokens_equal_the_references(kind, isa):
     """Hundreds of cases, 0 differences: every kind of logits and settings, sizes around the widths of the kernels."""
     seed = torch.tensor([0, -5, 2**62 + 3, 77])
@@ -202,6 +208,7 @@ def test_tokens_equal_the_references(kind, isa):
                 assert torch.equal(got, sampling.sample(x, **words, **settings)), (n_vocab, dtype, settings)
 
 
+@sanitize
 @needs_native
 @each_isa
 def test_weights_equal_the_references_to_the_last_bit(isa):
@@ -217,6 +224,7 @@ def test_weights_equal_the_references_to_the_last_bit(isa):
             assert kernels.sample(logits, **words).sum() > 0, f"weight of {x.item()}"
 
 
+@sanitize
 @needs_native
 @each_isa
 def test_a_row_draws_the_same_token_alone_and_in_company(isa, threads):
@@ -265,6 +273,7 @@ def test_rare_tokens_are_drawn_as_often_as_they_should():
     assert len(rare.unique()) > 0.9 * len(rare)
 
 
+@sanitize
 @needs_native
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_row_that_cannot_be_drawn_from_is_named(bad):

@@ -20,6 +20,7 @@ COMMANDS = sorted(
 NOT_HERE = {
     "invoke test": "it would run itself",
     "invoke lint": "CI runs it first",
+    "invoke sanitize": "a minute; CI runs it last",
     "invoke benchmark": "minutes; test_benchmark.py runs one case",
     "invoke TASK --help": "stands for all",
     "invoke harness --run RUN --tasks …": "needs an extra; tests/test_scoring.py runs it",

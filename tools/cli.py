@@ -11,7 +11,7 @@ from tools.benchmark import benchmark
 from tools.build import build
 from tools.compare import compare
 from tools.data import data
-from tools.develop import lint, test
+from tools.develop import lint, sanitize, test
 from tools.doctor import doctor
 from tools.download import download
 from tools.evaluate import evaluate
@@ -24,7 +24,7 @@ from tools.train import train
 main = click.Group(
     "gptcore",
     commands=[
-        benchmark, build, compare, data, doctor, download, evaluate, generate, harness, lint, runs, sampling_demo, test,
-        train,
+        benchmark, build, compare, data, doctor, download, evaluate, generate, harness, lint, runs,
+        sampling_demo, sanitize, test, train,
     ],
 )  # fmt: skip

@@ -18,6 +18,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 MARK = Path("build/native.json")
 MATTERS = ("CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST")
+TESTS = ("tests/test_kernels.py", "tests/test_engine.py")
+SANITIZERS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 
 class Build(NamedTuple):
@@ -61,15 +63,18 @@ def build_first(say, root=ROOT) -> None:
         say("native kernels not built (invoke build shows why): going on without them")
 
 
-def build(root=ROOT) -> Build:
-    """Compile csrc/ in place unless the last success had the same fingerprint and its library is still there."""
+def build(root=ROOT, **more) -> Build:
+    """Compile csrc/ in place unless the last success had the same fingerprint and its library is still there.
+
+    more are variables of the environment that setup.py reads, for a root that is built with them only.
+    """
     wanted, mark = fingerprint(root), root / MARK
     if is_built(wanted, root):
         return Build(ok=True, compiled=False)
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # ninja lives beside Python
     done = subprocess.run(
-        command, cwd=root, env=os.environ | {"PATH": path}, text=True, errors="replace",
+        command, cwd=root, env=os.environ | {"PATH": path} | more, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     if done.returncode:
@@ -80,6 +85,33 @@ def build(root=ROOT) -> Build:
     fresh.write_text(json.dumps({"fingerprint": wanted}))
     fresh.replace(mark)
     return Build(ok=True, compiled=True)
+
+
+def copy(folder, root=ROOT) -> None:
+    """What the native code's tests need, without anything built: what is built there leaves the checkout alone."""
+    unbuilt = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("gptcore", "csrc", "tests"):
+        shutil.copytree(root / name, folder / name, ignore=unbuilt)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(root / name, folder)
+
+
+def sanitizing() -> dict:
+    """The environment in which Python loads a library that was built with SANITIZERS.
+
+    The runtime must come before everything else, and libstdc++ with it, or it cannot see exceptions thrown. Leaks are
+    not looked for: Python keeps what it keeps. Raises ValueError where the compiler has no such runtime.
+    """
+    compiler = os.environ.get("CXX", "c++").split()
+    found = []
+    for library in ("libasan.so", "libstdc++.so"):
+        done = subprocess.run([*compiler, f"-print-file-name={library}"], capture_output=True, text=True)
+        found += [done.stdout.strip()]
+        if not Path(found[-1]).is_absolute():
+            raise ValueError(f"CXX: expected a gcc with {library}, got {compiler[0]}")
+    return {
+        "LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1",
+    }  # fmt: skip
 
 
 def _version(package):
