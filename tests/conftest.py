@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import importlib.util
 import signal
 import socket
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -43,3 +45,13 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("slow") and "slow" not in config.option.markexpr:
             item.add_marker(pytest.mark.skip(reason="takes minutes: pytest -m slow runs it"))
+
+
+@pytest.fixture
+def busy():
+    """Eight processes that compute all the time, while the test lasts."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+    yield
+    for process in processes:
+        process.kill()
+        process.wait()

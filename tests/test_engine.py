@@ -420,6 +420,72 @@ print(t.decode("gpt2", t.started("gpt2"), n_threads=7)[0] == one)
     assert python(code) == (0, "True\n")
 
 
+@pytest.mark.parametrize("n", ["1", "2", "64"])
+def test_works_with_any_number_of_threads(n):
+    assert python(WORK + "print(len(text()))", OMP_NUM_THREADS=n) == (0, "200\n")
+
+
+def test_works_beside_busy_processes(busy):
+    """Eight of them on whatever CPUs there are: whoever waits gives its CPU away."""
+    assert python(WORK + "print(len(text()))", OMP_NUM_THREADS="2") == (0, "200\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc on this system")
+@pytest.mark.parametrize("n_byte", [2**22, 5 * 2**22])
+def test_works_where_threads_cannot_be_created(n_byte):
+    """Beside 63 more stacks there is no room for, the team is none of them, or two: the same tokens.
+
+    Python's own threads say that the system refuses. Seen to wait for ever where the team was what was asked for.
+    """
+    code = f"""
+import resource, sys, threading
+sys.path.insert(0, "tests")
+import test_engine as t
+packed = t.engine.pack(t.params_of("gpt2"), t.CONFIGS["gpt2"])
+states = [t.started("gpt2") for _ in range(2)]
+def work(n):
+    cache, newest, words = states.pop()
+    rules = {{"n_steps": 20, "sampling": t.PRESETS["balanced"], "n_threads": n}}
+    return t.engine.decode_(packed, cache, newest, **words, **rules)[0]
+one = work(1)
+n_page = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (n_page * resource.getpagesize() + {n_byte},) * 2)
+end, others = threading.Event(), []
+try:
+    for _ in range(63):
+        others.append(threading.Thread(target=end.wait))
+        others[-1].start()
+except RuntimeError as error:
+    print(error)
+end.set()
+for other in others[:-1]:
+    other.join()
+print(work(64) == one)
+"""
+    assert python(code, OMP_NUM_THREADS="1") == (0, "can't start new thread\nTrue\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_works_in_a_data_loaders_worker():
+    """Forked after the parent has decoded and torch has begun its pool."""
+    code = """
+import sys
+sys.path.insert(0, "tests")
+import torch
+import test_engine as t
+work = lambda: t.decode("gpt2", t.started("gpt2"), n_threads=3)[0]
+first = work()
+torch.ones(10**6).sum()
+class Texts(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        return work() == first
+print(list(torch.utils.data.DataLoader(Texts(), batch_size=None, num_workers=2, multiprocessing_context="fork")))
+"""
+    assert python(code, OMP_NUM_THREADS="2") == (0, "[True, True, True, True]\n")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_works_in_a_forked_child():
     code = """

@@ -2,8 +2,8 @@
 // where two threads share a CPU only yielding lets the other one come.
 #include "team.h"
 
+#include <exception>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -69,8 +69,8 @@ void Team::run(int wanted, size_t n_scratch, void (*work)(const void*, Team&, in
   threads.reserve(size_t(wanted > 1 ? wanted - 1 : 0));
   try {
     for (int i = 1; i < wanted; ++i) threads.emplace_back(join);
-  } catch (const std::system_error&) {
-    // the team is what was created
+  } catch (const std::exception&) {
+    // no thread, or no memory for one: the team is what was created
   }
   wait_until([&] { return n_seen.load(std::memory_order_acquire) == int(threads.size()); });
   team.n_ = 1 + n_ready.load();
