@@ -29,7 +29,8 @@ STABLE_TORCH_LIBRARY(gptcore, m) {
   m.def("sample(Tensor logits, *, Tensor seed, Tensor position, float temperature=1.0, int top_k=0, float top_p=1.0, "
         "float min_p=0.0) -> Tensor");
   m.def("kv_attention_(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor length, *, int n_keys, "
-        "float? scale=None, Tensor? alibi_slopes=None, int window=0, float softcap=0.0) -> Tensor");
+        "float? scale=None, Tensor? alibi_slopes=None, int window=0, float softcap=0.0, Tensor? cos=None, Tensor? sin=None, "
+        "bool interleaved=False) -> Tensor");
   m.def("decode_(Tensor[] weights, int[] plan, float[] constants, Tensor tokens, Tensor(a!)[] k, Tensor(b!)[] v, Tensor length, *, "
         "Tensor seed, Tensor position, Tensor stop, int steps, float temperature=1.0, int top_k=0, float top_p=1.0, "
         "float min_p=0.0, int n_threads=0) -> (Tensor, Tensor)");
@@ -119,9 +120,15 @@ void take_strides(int64_t* to, const Tensor& x) {
   for (int i = 0; i < 3; ++i) to[i] = x.stride(i);
 }
 
+const float* angles_of(const char* name, const Tensor& x, const Attention& a) {
+  check_cpu(name, x), check_shape(name, x, {a.n_row, a.n_new, 1, a.half});
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous(), name, ": expected float32, contiguous");
+  return static_cast<const float*>(x.const_data_ptr());
+}
+
 Tensor kv_attention_cpu_(const Tensor q, const Tensor k, const Tensor v, Tensor k_cache, Tensor v_cache, const Tensor length,
                          int64_t n_keys, std::optional<double> scale, std::optional<Tensor> alibi_slopes, int64_t window,
-                         double softcap) {
+                         double softcap, std::optional<Tensor> cos, std::optional<Tensor> sin, bool interleaved) {
   Attention a = {};
   a.dtype = dtype_of("q", q), a.cache_dtype = dtype_of("k_cache", k_cache);
   STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k_cache.dim() == 4, "q, k, k_cache: expected four axes, got ", shape_of(q), ", ",
@@ -155,6 +162,12 @@ Tensor kv_attention_cpu_(const Tensor q, const Tensor k, const Tensor v, Tensor 
     a.slopes = static_cast<const float*>(alibi_slopes->const_data_ptr());
   }
   STD_TORCH_CHECK(window >= 0, "window: expected at least 0, got ", window);
+  STD_TORCH_CHECK(bool(cos) == bool(sin), "cos, sin: expected both or neither");
+  if (cos) {
+    a.half = cos->dim() ? cos->size(-1) : 0, a.interleaved = interleaved;
+    STD_TORCH_CHECK(2 * a.half <= a.d_head, "cos: expected at most ", a.d_head / 2, " angles, got ", shape_of(*cos));
+    a.cos = angles_of("cos", *cos, a), a.sin = angles_of("sin", *sin, a);
+  }
   Tensor z = torch::stable::new_empty(q, {a.n_row, a.n_head, a.n_new, a.d_head}, q.scalar_type());
   a.z = z.mutable_data_ptr(), a.q = q.const_data_ptr(), a.k = k.const_data_ptr(), a.v = v.const_data_ptr();
   a.k_cache = k_cache.mutable_data_ptr(), a.v_cache = v_cache.mutable_data_ptr();

@@ -21,7 +21,7 @@ import torch
 from gptcore import ops, sampling
 from gptcore.cache import append_
 
-ABI = 2  # the operators' schemas, as csrc/module.cpp numbers them
+ABI = 3  # the operators' schemas, as csrc/module.cpp numbers them
 NOT_BUILT = "native kernels not built (invoke build)"
 MODES = ("auto", "native", "reference")
 STORED = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,13 +43,15 @@ class Op(NamedTuple):
 
 
 def kv_attention_(
-    q, k, v, k_cache, v_cache, length, *, n_keys, scale=None, alibi_slopes=None, window=0, softcap=0.0
-) -> torch.Tensor:
+    q, k, v, k_cache, v_cache, length, *, n_keys, scale=None, alibi_slopes=None, window=0, softcap=0.0,
+    cos=None, sin=None, interleaved=False,
+) -> torch.Tensor:  # fmt: skip
     """Append k, v (B,H_kv,T,D) to the caches (B,H_kv,n_context,D) at length (B,), and attend: q, z (B,H,T,D).
 
     Query i of a row sees key j iff j <= length + i (and j > length + i - window); scores are scale q.k (1/sqrt(D)),
-    capped, minus alibi_slopes (H,) times the distance. n_keys is the host's bound: at least every length + T. Raises
-    ValueError for values out of range, before anything is written.
+    capped, minus alibi_slopes (H,) times the distance. cos, sin (B,T,1,d_rot/2), of ops.rotary_table, turn q and k
+    first. n_keys is the host's bound: at least every length + T. Raises ValueError for values out of range, before
+    anything is written.
     """
     if not q.shape[2] <= n_keys <= k_cache.shape[2]:
         raise ValueError(f"n_keys: expected {q.shape[2]} to n_context={k_cache.shape[2]}, got {n_keys}")
@@ -59,15 +61,20 @@ def kv_attention_(
     return way(
         q, k, v, k_cache, v_cache, length,
         n_keys=n_keys, scale=scale, alibi_slopes=alibi_slopes, window=window, softcap=softcap,
+        cos=cos, sin=sin, interleaved=interleaved,
     )  # fmt: skip
 
 
-def _attention_reference(q, k, v, k_cache, v_cache, length, *, n_keys, scale, alibi_slopes, window, softcap):
-    """append_ and then attention as ops.py defines it."""
+def _attention_reference(
+    q, k, v, k_cache, v_cache, length, *, n_keys, scale, alibi_slopes, window, softcap, cos, sin, interleaved
+):
+    """rotary, append_, and then attention as ops.py defines it."""
     positions = length[:, None] + torch.arange(q.shape[2], device=q.device)
-    k = append_(k_cache, k.transpose(1, 2), positions)[:, :, :n_keys].to(q.dtype)
+    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    if cos is not None:
+        q, k = (ops.rotary(x, cos, sin, interleaved=interleaved) for x in (q, k))
+    k = append_(k_cache, k, positions)[:, :, :n_keys].to(q.dtype)
     v = append_(v_cache, v.transpose(1, 2), positions)[:, :, :n_keys].to(q.dtype)
-    q = q.transpose(1, 2)
     if scale is not None:
         q = q * (scale * math.sqrt(q.shape[-1]))  # ops.py divides by it
     rules = {"slopes": alibi_slopes, "window": window}

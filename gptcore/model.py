@@ -164,21 +164,23 @@ def attend(x, p, config, positions, kv=None, *, tap=None, attention="fused") -> 
     if "q_norm" in p:
         q = keep("q_normed", ops.rmsnorm(q, **p["q_norm"], eps=config.norm_eps))
         k = keep("k_normed", ops.rmsnorm(k, **p["k_norm"], eps=config.norm_eps))
-    if config.position == "rope":
-        turn = partial(ops.rotary, interleaved=config.rope_interleaved)
-        table = ops.rotary_table(positions, config.d_rot, config.rope_base)
-        q, k = keep("q_rot", turn(q, *table)), keep("k_rot", turn(k, *table))
     if kv is not None and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise ValueError("cache: expected no gradients through it; use torch.no_grad(), or leave the cache out")
     slopes = ops.alibi_slopes(config.n_head, x.device) if config.position == "alibi" else None
+    turning = {}
+    if config.position == "rope":
+        cos, sin = ops.rotary_table(positions, config.d_rot, config.rope_base)
+        turning = {"cos": cos, "sin": sin, "interleaved": config.rope_interleaved}
     window, softcap = config.window, config.score_softcap
     explicit = tap or attention == "explicit" or (softcap and kv is None)  # looking is slower, not different
     if kv is not None and not explicit:
         k_store, v_store, n_keys = kv
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B,H,T,D)
-        rules = {"alibi_slopes": slopes, "window": window, "softcap": softcap}
+        rules = {"alibi_slopes": slopes, "window": window, "softcap": softcap, **turning}
         z = kernels.kv_attention_(q, k, v, k_store, v_store, positions[:, 0], n_keys=n_keys, **rules)
         return linear(z.transpose(1, 2).flatten(2), **p["o"])
+    if turning:
+        q, k = keep("q_rot", ops.rotary(q, **turning)), keep("k_rot", ops.rotary(k, **turning))
     if kv is None:
         k, v, positions = k.transpose(1, 2), v.transpose(1, 2), positions_of(x)  # the keys are the T new ones
     else:

@@ -11,7 +11,7 @@ import torch
 from gptcore import tree
 from gptcore.config import ARCHITECTURES, architecture
 from gptcore.model import init_params
-from gptcore.ops import alibi_slopes
+from gptcore.ops import alibi_slopes, rotary_table
 
 TINY = {"n_vocab": 61, "n_context": 40, "n_layer": 2, "d_model": 40, "n_head": 4}
 
@@ -81,6 +81,8 @@ class Attention(NamedTuple):
     softcap: float = 0.0
     alibi: bool = False
     scale: float | None = None
+    d_rot: int = 0
+    interleaved: bool = False
 
     def __str__(self):
         differs = [f"{f}={v}" for f, v in self._asdict().items() if v != self._field_defaults.get(f)]
@@ -102,6 +104,11 @@ ATTENTION = [
     Attention(lengths=(30, 0), n_new=7, softcap=5.0),
     Attention(lengths=(30, 0), n_new=2, softcap=0.1, alibi=True, n_head=6, n_kv_head=2, window=9),
     Attention(lengths=(30, 4), scale=0.7),
+    Attention(lengths=(30, 0, 4), d_rot=16),
+    Attention(lengths=(30, 0), n_new=7, d_rot=16, interleaved=True, n_head=6, n_kv_head=2),
+    Attention(lengths=(30, 4), n_new=2, d_head=10, d_rot=6),
+    Attention(lengths=(30, 4), n_new=2, d_head=40, d_rot=2, interleaved=True, window=5),
+    Attention(lengths=(254, 512), n_new=70, n_context=600, d_head=64, d_rot=32, n_head=8, n_kv_head=1),
     Attention(lengths=(255,), n_context=600),
     Attention(lengths=(254, 512), n_new=5, n_context=600, d_head=64),
     Attention(lengths=(599, 0, 256, 300), n_context=600, n_head=8, n_kv_head=2, d_head=80),
@@ -121,7 +128,11 @@ def attention_inputs(case, dtype=torch.float32, cache_dtype=None, seed=2):
     caches = [normal(rows, case.n_kv_head, case.n_context, case.d_head).to(cache_dtype or dtype) for _ in range(2)]
     rules = {"scale": case.scale, "window": case.window, "softcap": case.softcap}
     rules["alibi_slopes"] = alibi_slopes(case.n_head) if case.alibi else None
-    return (q, k, v, *caches, torch.tensor(case.lengths)), {"n_keys": max(case.lengths) + case.n_new, **rules}
+    lengths = torch.tensor(case.lengths)
+    if case.d_rot:
+        cos, sin = rotary_table(lengths[:, None] + torch.arange(case.n_new), case.d_rot, 10_000.0)
+        rules |= {"cos": cos, "sin": sin, "interleaved": case.interleaved}
+    return (q, k, v, *caches, lengths), {"n_keys": max(case.lengths) + case.n_new, **rules}
 
 
 # Logits of every kind that a sampler meets, (rows, V): by name, so that a failing test says which.

@@ -174,6 +174,15 @@ def test_instruction_sets_with_fused_multiply_add_agree_to_the_bit():
         (lambda a, r: a.__setitem__(4, a[4][:1]), r"v_cache: expected \(2, 4, 40, 16\), got \(1, 4, 40, 16\)"),
         (lambda a, r: a.__setitem__(3, a[3].mT.contiguous().mT), "k_cache: expected a contiguous last axis"),
         (lambda a, r: r.update(alibi_slopes=torch.ones(3)), r"alibi_slopes: expected \(4\), got \(3\)"),
+        (lambda a, r: r.update(cos=torch.ones(2, 1, 1, 8)), "cos, sin: expected both or neither"),
+        (
+            lambda a, r: r.update(dict.fromkeys(("cos", "sin"), torch.ones(2, 1, 1, 9))),
+            "cos: expected at most 8 angles",
+        ),
+        (
+            lambda a, r: r.update(dict.fromkeys(("cos", "sin"), torch.ones(1, 1, 1, 8))),
+            r"cos: expected \(2, 1, 1, 8\), got \(1, 1, 1, 8\)",
+        ),
     ],
 )
 def test_what_would_leave_the_buffers_is_refused_before_anything_is_written(change, message):
@@ -311,7 +320,9 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 @needs_native
-@pytest.mark.parametrize("case", [Attention((3, 9)), Attention((0,), n_new=7, alibi=True, window=3)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Attention((3, 9)), Attention((0,), n_new=7, alibi=True, window=3), Attention((3, 9), d_rot=8)], ids=str
+)
 def test_opcheck_attention(case):
     args, rules = attention_inputs(case)
     torch.library.opcheck(torch.ops.gptcore.kv_attention_, args, rules)

@@ -30,10 +30,28 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ------------------------------------------------------------------------------------------------------------- append
 
-template <class To, class From>
-inline void append_row(To* to, const From* from, int64_t d) {
+// Turn the pairs of one head by the angles of one position.  The twin of gptcore/ops.py's rotary.
+inline void rotate(float* x, const float* cos, const float* sin, int64_t half, bool interleaved) {
+  const int64_t next = interleaved ? 2 : 1, other = interleaved ? 1 : half;
+  for (int64_t i = 0; i < half; ++i) {
+    float *a = x + i * next, *b = a + other;
+    const float turned = *a * cos[i] - *b * sin[i];
+    *b = *a * sin[i] + *b * cos[i];
+    *a = turned;
+  }
+}
+
+// Row b's new token t is turned where the angles are given.
+inline void rotate_new(float* x, const Attention& a, int64_t b, int64_t t) {
+  const int64_t at = (b * a.n_new + t) * a.half;
+  if (a.cos) rotate(x, a.cos + at, a.sin + at, a.half, a.interleaved);
+}
+
+template <class To, class From, class Turn>
+inline void append_row(To* to, const From* from, int64_t d, Turn turn) {
   float wide[kMaxHead];
   widen_row(wide, from, d);
+  turn(wide);
   for (int64_t i = 0; i < d; ++i) narrow(wide[i], to + i);
 }
 
@@ -47,9 +65,11 @@ void append_(const Attention& a, int64_t first, int64_t last) {
         for (int64_t t = 0; t < a.n_new; ++t) {
           const int64_t p = a.length[b] + t;
           append_row(static_cast<To*>(a.k_cache) + b * a.k_cache_stride[0] + g * a.k_cache_stride[1] + p * a.k_cache_stride[2],
-                     static_cast<const From*>(a.k) + b * a.k_stride[0] + g * a.k_stride[1] + t * a.k_stride[2], a.d_head);
+                     static_cast<const From*>(a.k) + b * a.k_stride[0] + g * a.k_stride[1] + t * a.k_stride[2], a.d_head,
+                     [&](float* key) { rotate_new(key, a, b, t); });
           append_row(static_cast<To*>(a.v_cache) + b * a.v_cache_stride[0] + g * a.v_cache_stride[1] + p * a.v_cache_stride[2],
-                     static_cast<const From*>(a.v) + b * a.v_stride[0] + g * a.v_stride[1] + t * a.v_stride[2], a.d_head);
+                     static_cast<const From*>(a.v) + b * a.v_stride[0] + g * a.v_stride[1] + t * a.v_stride[2], a.d_head,
+                     [](float*) {});
         }
       }
     });
@@ -245,6 +265,7 @@ __attribute__((noinline)) void start(Piece& piece, const Attention& a, int64_t i
       using T = std::remove_reference_t<decltype(*type)>;
       widen_row(memory, static_cast<const T*>(a.q) + piece.row * a.q_stride[0] + h * a.q_stride[1] + t * a.q_stride[2], a.d_head);
     });
+    rotate_new(piece.queries[r].q, a, piece.row, t);
   }
 }
 

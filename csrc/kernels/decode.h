@@ -132,17 +132,6 @@ __attribute__((noinline)) void activate(float* y, const float* up, int64_t mlp, 
   }
 }
 
-// Turn the pairs of one head by the angles of one position.
-inline void rotate(float* x, const float* cos, const float* sin, const Shape& s) {
-  const int64_t half = s.d_rot / 2, next = s.rope_interleaved ? 2 : 1, other = s.rope_interleaved ? 1 : half;
-  for (int64_t i = 0; i < half; ++i) {
-    float *a = x + i * next, *b = a + other;
-    const float turned = *a * cos[i] - *b * sin[i];
-    *b = *a * sin[i] + *b * cos[i];
-    *a = turned;
-  }
-}
-
 // ------------------------------------------------------------------------------------------------------------- memory
 
 // Floats a row: the residual stream, queries, keys, values, mixed values, the MLP's hidden numbers twice, logits.
@@ -267,9 +256,11 @@ struct Worker {
   // Queries and the key of one row and key head get their norm and their turn, and the cache its new entry.
   void prepare(const Layer& layer, const Attention& a, int64_t b, int64_t group) {
     const int64_t per_group = s.n_head / s.n_kv_head, half = s.d_rot / 2;
+    const float* cos = static_cast<const float*>(d.cos.w) + length[b] * half;
+    const float* sin = static_cast<const float*>(d.sin.w) + length[b] * half;
     const auto finish = [&](float* x, const Leaf& p) {
       head_norm(x, p);
-      if (half) rotate(x, static_cast<const float*>(d.cos.w) + length[b] * half, static_cast<const float*>(d.sin.w) + length[b] * half, s);
+      if (half) rotate(x, cos, sin, half, s.rope_interleaved);
     };
     for (int64_t h = group * per_group; h < (group + 1) * per_group; ++h) finish(q_all + b * wide.q + h * s.d_head, layer.q_norm);
     finish(k_all + b * wide.kv + group * s.d_head, layer.k_norm);

@@ -19,8 +19,10 @@ struct Attention {
   void *k_cache, *v_cache;       // cache_dtype
   const int64_t* length;         // (B): positions that row b holds before the new ones
   const float* slopes;           // (H) or null: ALiBi
+  const float *cos, *sin;        // (B,T,half), or null: queries and new keys come turned already
   int64_t q_stride[3], k_stride[3], v_stride[3], k_cache_stride[3], v_cache_stride[3];  // row, head, position
   int64_t n_row, n_head, n_kv_head, n_new, d_head;
+  int64_t half, interleaved;     // pairs of a head that turn; a pair is (i, i + half), or (2i, 2i+1)
   int64_t window;                // 0: none
   int64_t n_block;               // blocks of keys that the longest row may see
   float scale, softcap;          // softcap 0: none
