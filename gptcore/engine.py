@@ -182,7 +182,8 @@ def _padded(name, leaf):
 def _allocate(wanted):
     """Zeroed tensors {name: (shape, dtype)} -> {name: tensor} in one block, each on its own line of the cache."""
     sizes = {name: -(-math.prod(shape) * dtype.itemsize // 64) * 64 for name, (shape, dtype) in wanted.items()}
-    block = mmap.mmap(-1, sum(sizes.values()) + HUGE)
+    # Private: what is shared, as by default, counts as a file, and those get no huge pages.
+    block = mmap.mmap(-1, sum(sizes.values()) + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(AttributeError, OSError):  # not every system has huge pages to give
         block.madvise(mmap.MADV_HUGEPAGE)
     arena = torch.frombuffer(block, dtype=torch.uint8)
