@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from gptcore import engine
+from gptcore import engine, kernels
 from gptcore.cache import init_cache, replace_, select, with_lengths
 from gptcore.device import key
 from gptcore.model import forward, residual, unembed
-from gptcore.sampling import PRESETS, Sampling, check_settings, sample
+from gptcore.sampling import PRESETS, Sampling, check_settings
 
 ENGINES = ("auto", "eager", "native")
 
@@ -182,7 +182,7 @@ def words(rows) -> dict:
 
 def draw(logits, rows, sampling) -> list[int]:
     """A token for each row, by its own seed and the index that the token will have in it."""
-    return sample(logits, **words(rows), **sampling._asdict()).tolist()
+    return kernels.sample(logits, **words(rows), **sampling._asdict()).tolist()
 
 
 def text_pieces(tokens: Iterable[int], tokenizer, stop=()) -> Iterator[str]:

@@ -82,6 +82,14 @@ def test_native_and_eager_give_the_same_text(name, isa, preset):
         assert texts(name, "native", sampling=PRESETS[preset], max_new_tokens=60) == eager_texts(name, preset)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_eager_draws_the_same_text_whoever_samples(preset):
+    """Native attention and sampling, or torch's: with rotary positions the two share the least code."""
+    with kernels.using("reference"):
+        wanted = texts("interleaved", "eager", sampling=PRESETS[preset], max_new_tokens=60)
+    assert eager_texts("interleaved", preset) == wanted
+
+
 @sanitize
 @every_config
 @each_isa
