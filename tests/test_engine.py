@@ -1,5 +1,6 @@
 """The native decoder speaks as forward does: every axis, any batch, threads and chunks to the bit, and never a hang."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -295,6 +296,23 @@ def test_unpack_gives_the_rounded_weights_back(name, dtype):
             assert torch.equal(found[leaf], x.bfloat16().float())
         else:
             assert ((found[leaf] - x).abs() <= x.abs().amax(1, keepdim=True) / 127 * 0.5001).all()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="no /proc on this system")
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages on this system")
+def test_packed_weights_may_lie_in_huge_pages():
+    """Private and advised: huge pages are for no other memory. Seen to fail with mmap's default, which is shared."""
+    packed = engine.pack(params_of("gpt2"), CONFIGS["gpt2"])
+    address, inside, flags = packed.weights[0].data_ptr(), False, []
+    for line in open("/proc/self/smaps"):  # noqa: SIM115
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            start, end = (int(x, 16) for x in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "VmFlags:":
+            flags = rest
+    assert "hg" in flags
+    assert "sh" not in flags
 
 
 def test_a_row_of_zeros_stays_zero():
