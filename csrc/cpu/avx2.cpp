@@ -50,6 +50,7 @@ inline F16 load(const T* p, int n) {
   for (int i = 0; i < n; ++i) some[i] = p[i];
   return load(some);
 }
+inline void touch(const void* line) { asm volatile("" ::"x"(_mm256_loadu_si256(static_cast<const __m256i*>(line)))); }
 inline void store(float* p, F16 x) { _mm256_storeu_ps(p, x.lo), _mm256_storeu_ps(p + 8, x.hi); }
 
 inline float total(F16 x) {

@@ -45,6 +45,7 @@ inline F16 load(const int8* p) {
 inline F16 load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
 inline F16 load(const bf16* p, int n) { return wide_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
 inline F16 load(const fp16* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p))}; }
+inline void touch(const void* line) { asm volatile("" ::"v"(_mm512_loadu_si512(line))); }
 inline void store(float* p, F16 x) { _mm512_storeu_ps(p, x.v); }
 
 inline float total(F16 x) {

@@ -33,6 +33,7 @@ template <class T>
 inline F16 load(const T* p) { return each([&](int i) { return widen(p[i]); }); }
 template <class T>
 inline F16 load(const T* p, int n) { return each([&](int i) { return i < n ? widen(p[i]) : 0.0f; }); }
+inline void touch(const void*) {}
 inline void store(float* p, const F16& x) {
   for (int i = 0; i < 16; ++i) p[i] = x.v[i];
 }

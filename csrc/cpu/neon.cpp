@@ -50,6 +50,7 @@ inline F16 load(const T* p, int n) {
   for (int i = 0; i < n; ++i) some[i] = p[i];
   return load(some);
 }
+inline void touch(const void*) {}
 inline void store(float* p, F16 x) {
   for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, x.v[i]);
 }

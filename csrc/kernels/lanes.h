@@ -1,7 +1,8 @@
 // Sixteen floats at a time: what attention and sampling share, in the words that each instruction set defines.
 // Those are F16 with + - * /, load, store, splat, fma (one rounding where the machine has it), larger, where_less(a, b,
 // x, y) = a < b ? x : y, times_2n(p, t) = p * 2^n for t = n + kRound, total (lanes i and i+8 are added first, then i+4,
-// i+2, i+1) and top. To be included inside an instruction set's region, hence no include and no guard.
+// i+2, i+1), top, and touch, which loads a line of the cache for nothing but its coming. To be included inside an
+// instruction set's region, hence no include and no guard.
 
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and taking it away rounds to the nearest whole number
 
