@@ -461,7 +461,7 @@ def test_works_beside_busy_processes(busy):
 def test_works_where_threads_cannot_be_created(n_byte):
     """Beside 63 more stacks there is no room for, the team is none of them, or two: the same tokens.
 
-    Python's own threads say that the system refuses. Seen to wait for ever where the team was what was asked for.
+    Python's own threads say that the system refuses.
     """
     code = f"""
 import resource, sys, threading
