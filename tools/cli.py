@@ -17,6 +17,7 @@ from tools.download import download
 from tools.evaluate import evaluate
 from tools.generate import generate
 from tools.harness import harness
+from tools.interpret import interpret
 from tools.runs import runs
 from tools.sampling_demo import sampling_demo
 from tools.train import train
@@ -24,7 +25,7 @@ from tools.train import train
 main = click.Group(
     "gptcore",
     commands=[
-        benchmark, build, compare, data, doctor, download, evaluate, generate, harness, lint, runs,
-        sampling_demo, sanitize, test, train,
+        benchmark, build, compare, data, doctor, download, evaluate, generate, harness, interpret, lint,
+        options, runs, sampling_demo, sanitize, tables, test, tokens, train,
     ],
 )  # fmt: skip
