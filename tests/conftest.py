@@ -15,6 +15,7 @@ import subprocess
 import sys
 from functools import cache
 
+import models
 import pytest
 import torch
 
@@ -35,6 +36,12 @@ def missing(marker) -> str:
         except OSError as error:
             return f"the hub cannot be reached: {error}"
     return ""
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """(params, config) of models.trained, made once a test run: 10 to 15 s."""
+    return models.trained()
 
 
 def pytest_collection_modifyitems(config, items):
