@@ -333,10 +333,10 @@ def chunk_rows(n_vocab, d_model, device_type) -> int:
     return max(2 ** int(math.log2(max(1, budget / (4 * n_vocab)))), 2 * d_model)
 
 
-def hidden(params, config, tokens, *, dropout=None, attention="fused") -> Tensor:
+def hidden(params, config, tokens, *, tap=None, dropout=None, attention="fused") -> Tensor:
     """tokens (B,T) -> what the head reads, (B,T,C): everything but the last matrix product."""
-    x, _ = residual(params, config, tokens, dropout=dropout, attention=attention)
-    return normed(x, params["norm_f"], config, "norm_f", None)
+    x, _ = residual(params, config, tokens, tap=tap, dropout=dropout, attention=attention)
+    return normed(x, params["norm_f"], config, "norm_f", checked(tap))
 
 
 def head_loss(params, config, x, targets) -> Tensor:
@@ -373,13 +373,14 @@ def token_nats(params, config, x, targets) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def nats(params, config, tokens, targets, *, attention="fused") -> Tensor:
+def nats(params, config, tokens, targets, *, tap=None, attention="fused") -> Tensor:
     """Negative log-likelihood of each target: tokens, targets (B,T) -> (B,T), at least float32; 0 where it is -100.
 
-    With attention "explicit" it can be differentiated any number of times.
+    tap sees every site but the logits, which are never whole. With attention "explicit" it can be differentiated any
+    number of times.
     """
     check_targets(tokens, targets)
-    x = hidden(params, config, tokens, attention=attention)
+    x = hidden(params, config, tokens, tap=tap, attention=attention)
     rows = chunk_rows(config.n_vocab_padded, config.d_model, x.device.type)
     chunks = zip(x.flatten(0, 1).split(rows), targets.flatten().split(rows), strict=True)
     return torch.cat([token_nats(params, config, *chunk) for chunk in chunks]).view(targets.shape)

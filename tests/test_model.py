@@ -481,3 +481,19 @@ def test_bfloat16_is_off_by_rounding_only(name):
     got, _ = forward(tree.map(lambda t: t.bfloat16(), params), config, tokens)
     assert got.dtype == torch.bfloat16
     assert (got.float() - wanted).abs().mean() < 4 * 2**-8 * wanted.std()
+
+
+@every_config
+def test_nats_go_through_a_tap(config):
+    """Every site but the logits is seen, in order, and an edit of the final norm arrives."""
+    params, tokens = random_params(config), random_tokens(config)
+    targets = tokens.roll(-1, 1)
+    tap, seen = recorder()
+    plain = nats(params, config, tokens, targets)
+    close(nats(params, config, tokens, targets, tap=tap), plain)
+    assert list(seen) == list(activation_spec(config))[:-1]
+    silent = nats(params, config, tokens, targets, tap=lambda name, value: value * 0 if name == "norm_f" else value)
+    bias = params.get("head", {}).get("b", torch.zeros(config.n_vocab_padded, dtype=torch.float64))[: config.n_vocab]
+    if config.logit_softcap:
+        bias = config.logit_softcap * torch.tanh(bias / config.logit_softcap)
+    close(silent, -bias.log_softmax(-1)[targets])
