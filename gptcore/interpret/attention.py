@@ -180,11 +180,12 @@ def check_heads(config) -> None:
         raise ValueError("n_layer: expected a model with heads, got 0 blocks")
 
 
-def batches(config, tokens):
-    """The numbers of the rows to put through the model together, so that memory stays within BATCH_BYTES a layer."""
+def batches(config, tokens, *, least=1):
+    """The numbers of the rows to put through the model together: within BATCH_BYTES a layer, or `least` rows if not."""
     n, n_tokens = tokens.shape
     n_bytes = 4 * n_tokens * max(config.n_head * n_tokens, config.d_ff)
-    return torch.arange(n, device=tokens.device).tensor_split(-(-n * n_bytes // BATCH_BYTES))
+    n_batches = min(-(-n * n_bytes // BATCH_BYTES), n // least)
+    return torch.arange(n, device=tokens.device).tensor_split(n_batches)
 
 
 def join(parts) -> Sums:
@@ -192,16 +193,24 @@ def join(parts) -> Sums:
     return Sums(parts[0].names, *(torch.cat(each) for each in list(zip(*parts, strict=True))[1:]))
 
 
-def scores(sums, *, generator) -> dict[str, Score]:
-    """{name: Score}: hits over queries, all sequences together; the interval is a bootstrap over the sequences."""
-    chance = sums.chance.sum(0) / sums.n_queries.sum(0)[:, None]
-    found = stats.ratio_interval(sums.hits, sums.n_queries, generator=generator)
-    if len(sums.hits) < MIN_SEQUENCES:
-        found = found._replace(
-            low=torch.full_like(found.value, torch.nan), high=torch.full_like(found.value, torch.nan)
-        )
+def scores(sums, *, generator=None) -> dict[str, Score]:
+    """{name: Score}: hits over queries, all sequences together; with a generator also the intervals."""
+    chance = sums.chance.sum(0) / sums.n_queries.sum(0)[:, None]  # (n,H)
+    found = interval(sums.hits, sums.n_queries, generator=generator)
     columns = zip(*found, chance[:, None].expand_as(found.value), strict=True)
     return {name: Score(*column) for name, column in zip(sums.names, columns, strict=True)}
+
+
+def interval(top, bottom, *, generator) -> stats.Interval:
+    """Sum of top (N,...) over sum of bottom (N,) or (N,n), with a bootstrap over the N sequences.
+
+    Without a generator, or with fewer than MIN_SEQUENCES, the bounds are nan.
+    """
+    if generator is not None and len(top) >= MIN_SEQUENCES:
+        return stats.ratio_interval(top, bottom, generator=generator)
+    bottom = bottom.reshape(bottom.shape + (1,) * (top.ndim - bottom.ndim))
+    value = top.sum(0) / bottom.sum(0)
+    return stats.Interval(value, torch.full_like(value, torch.nan), torch.full_like(value, torch.nan))
 
 
 def head_scores(params, config, tokens, *, generator, detectors=DETECTORS, lengths=None) -> dict[str, Score]:
