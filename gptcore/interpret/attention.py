@@ -213,7 +213,7 @@ def interval(top, bottom, *, generator) -> stats.Interval:
     return stats.Interval(value, torch.full_like(value, torch.nan), torch.full_like(value, torch.nan))
 
 
-def head_scores(params, config, tokens, *, generator, detectors=DETECTORS, lengths=None) -> dict[str, Score]:
+def head_scores(params, config, tokens, *, generator=None, detectors=DETECTORS, lengths=None) -> dict[str, Score]:
     """{name: Score} of every detector and of SHAPES, over sequences tokens (N,T)."""
     return scores(measure(params, config, tokens, detectors=detectors, lengths=lengths), generator=generator)
 

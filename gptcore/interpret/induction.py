@@ -266,24 +266,25 @@ def copying_eigenvalues(params, config, space="tokens") -> Tensor:
     return torch.stack(found)
 
 
-class Circuits(NamedTuple):
-    """Factors of a layer's QK and OV circuits that keep their Frobenius norms: everything else is left to D x C."""
+def reader(w, kind) -> Tensor:
+    """What a later head reads by its queries, keys or values, (H,D,C): a factor of its M that keeps Frobenius norms.
 
-    readers: dict[str, Tensor]  # "q", "k", "v": (H, D, C), the later head's side of a composition
-    writer: Tensor  # (H, C, D), the earlier head's
-
-
-def circuits_of(w) -> Circuits:
-    """|X^T Y| = |R Y| with X^T = Q R, and |o v| = |o R^T| with v^T = Q R, since Q turns and does not stretch."""
-    root = lambda x: torch.linalg.qr(x, mode="r").R
-    readers = {"q": root(w.k.mT) @ w.q, "k": root(w.q.mT) @ w.k, "v": root(w.o) @ w.v}
-    return Circuits(readers, w.o @ root(w.v.mT).mT)
+    M = QK^T for "q", QK for "k", OV for "v", all X^T Y with D x C factors: |X^T Y A| = |R Y A| with X^T = Q R, since Q
+    turns and does not stretch.
+    """
+    x, y = {"q": (w.k.mT, w.q), "k": (w.q.mT, w.k), "v": (w.o, w.v)}[kind]
+    return torch.linalg.qr(x, mode="r").R @ y
 
 
-def composed(reader, writer) -> Tensor:
-    """|M OV| / (|M| |OV|), Frobenius: reader (...,D,C), writer (...,C,D) -> (...); 0 where either is 0."""
-    size = reader.norm(dim=(-2, -1)) * writer.norm(dim=(-2, -1))
-    return torch.where(size > 0, (reader @ writer).norm(dim=(-2, -1)) / size, 0)
+def writer(w) -> Tensor:
+    """What an earlier head writes, (H,C,D): a factor of OV that keeps Frobenius norms, as in reader."""
+    return w.o @ torch.linalg.qr(w.v.mT, mode="r").R.mT
+
+
+def composed(reads, writes) -> Tensor:
+    """|M OV| / (|M| |OV|), Frobenius: reads (...,D,C), writes (...,C,D) -> (...); 0 where either is 0."""
+    size = reads.norm(dim=(-2, -1)) * writes.norm(dim=(-2, -1))
+    return torch.where(size > 0, (reads @ writes).norm(dim=(-2, -1)) / size, 0)
 
 
 def composition(params, config, kind="k") -> Tensor:
@@ -296,14 +297,14 @@ def composition(params, config, kind="k") -> Tensor:
     check_heads(config)
     if kind not in ("q", "k", "v"):
         raise ValueError(f"kind: expected q, k or v, got {kind!r}")
-    layers = [circuits_of(head_weights(params, config, layer)) for layer in range(config.n_layer)]
+    weights = [head_weights(params, config, layer) for layer in range(config.n_layer)]
+    reads, writes = [reader(w, kind) for w in weights], [writer(w) for w in weights]
     n_layer, n_head = config.n_layer, config.n_head
     found = params["embed"]["w"].new_full((n_layer, n_head, n_layer, n_head), torch.nan)
     for later in range(n_layer):
         for earlier in range(later):
-            reader, writer = layers[later].readers[kind], layers[earlier].writer
             for head in range(n_head):
-                found[earlier, :, later, head] = composed(reader[head], writer)
+                found[earlier, :, later, head] = composed(reads[later][head], writes[earlier])
     return found
 
 
@@ -312,7 +313,7 @@ def composition_baseline(config, *, generator, n_pairs=100) -> tuple[float, floa
     c, d = config.d_model, config.d_head
     draw = lambda *shape: torch.randn(n_pairs, *shape, generator=generator)
     first, second = (HeadWeights(draw(d, c), draw(d, c), draw(d, c), draw(c, d)) for _ in range(2))
-    found = composed(circuits_of(second).readers["k"], circuits_of(first).writer)
+    found = composed(reader(second, "k"), writer(first))
     return found.mean().item(), found.std().item()
 
 
