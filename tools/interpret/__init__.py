@@ -6,4 +6,8 @@ share stands in options.py, tokens.py and looking.py.
 
 import click
 
-interpret = click.Group("interpret", commands=[], help="Look inside a run.")
+from tools.interpret.attention import attention
+from tools.interpret.induction_heads import induction_heads
+from tools.interpret.logit_lens import logit_lens
+
+interpret = click.Group("interpret", commands=[attention, induction_heads, logit_lens], help="Look inside a run.")

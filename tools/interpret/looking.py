@@ -95,6 +95,29 @@ def typed(prompt):
             yield line
 
 
+def look_at_texts(given, tool, demos, show) -> int:
+    """Load the run, show(model, text, given, console) -> Document for each text, and write the documents.
+
+    What is wrong with a text ends the command, but for one that was typed, which is asked for again.
+    """
+    check_options(given)
+    found, console = texts(given, demos), open_console(given)
+    model, documents = load(given), []
+    for text in found:
+        try:
+            documents.append(show(model, text, given, console))
+        except ValueError as error:
+            if not given["interactive"]:
+                raise
+            console.print(Text(str(error)), style="yellow", soft_wrap=True)
+        except (EOFError, KeyboardInterrupt):
+            if not given["interactive"]:
+                raise
+            break
+    write(given, model, tool, documents, console)
+    return 0
+
+
 def ids_of(model, text, console) -> list[int]:
     """The text's ids, the last n_context of them where there are more, which is said. Refuses an empty text."""
     ids = model.tokenizer.encode(text)
@@ -110,25 +133,26 @@ def ids_of(model, text, console) -> list[int]:
 
 
 def as_text(cell) -> Text:
-    """A cell as Text, so that nothing in it is read as markup."""
-    return cell if isinstance(cell, Text) else Text(str(cell))
+    """A cell as a Text of its own, so that nothing in it is read as markup."""
+    return cell.copy() if isinstance(cell, Text) else Text(str(cell))
 
 
-def print_table(console, columns, rows, *, left=(), title="", most=24) -> None:
+def print_table(console, columns, rows, *, left=(), title="", most=24, gap=2) -> None:
     """A table that never wraps: cells are cut to `most` columns of the terminal, and table columns that do not fit are
-    counted instead. columns are names or Texts; rows are lists of str or Text; left: columns that hold words.
+    counted instead. columns are names or Texts; rows are lists of str or Text; left: columns that hold words; gap:
+    spaces between columns.
     """
     columns, rows = [as_text(column) for column in columns], [[as_text(cell) for cell in row] for row in rows]
-    cut = lambda cell: cell.truncate(most, overflow="ellipsis")
     for cell in (*columns, *(cell for row in rows for cell in row)):
-        cut(cell)
+        cell.truncate(most, overflow="ellipsis")
     widths = [max(cell_len(cell.plain) for cell in column) for column in zip(columns, *rows, strict=True)]
     n, room = 0, console.width - 2  # the box's edges
-    while n < len(columns) and room >= widths[n] + 1:
-        room, n = room - widths[n] - 1, n + 1
+    while n < len(columns) and room >= widths[n] + gap:
+        room, n = room - widths[n] - gap, n + 1
     if title:
         console.print(Text(title, style="bold"))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shape = {"box": box.SIMPLE_HEAD, "padding": (0, gap - 1, 0, 0)} if gap else {"box": None, "padding": 0}
+    table = Table(**shape)
     for column, width in list(zip(columns, widths, strict=True))[:n]:
         justify = "left" if column.plain in left else "right"
         table.add_column(column, justify=justify, no_wrap=True, width=width, overflow="ellipsis")
