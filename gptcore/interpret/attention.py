@@ -114,10 +114,10 @@ class Question(NamedTuple):
     n_queries: Tensor  # (B, n + 3)
 
     def answer(self, pattern) -> Tensor:
-        """pattern (B,H,T,T) -> the sums over its queries, (B, n + 3, H) float64 on the CPU."""
-        hits = torch.einsum("bhqk,bnqk->bnh", pattern, self.marks)
+        """pattern (B,H,T,T), or (H,T,T) for all -> the sums over its queries, (B, n + 3, H) float64 on the CPU."""
+        hits = self.marks.flatten(2) @ pattern.flatten(-2).mT  # (B, n, T T) (T T, H)
         entropy = torch.special.entr(pattern).sum(-1)
-        shapes = torch.stack([entropy / self.most_nats, pattern.amax(-1), entropy.exp()], dim=1)  # (B,3,H,T)
+        shapes = torch.stack([entropy / self.most_nats, pattern.amax(-1), entropy.exp()], dim=-3)  # (..., 3, H, T)
         shapes = shapes.where(self.counted[:, None, None], 0).sum(-1)
         return torch.cat([hits, shapes], dim=1).double().cpu()
 
@@ -131,7 +131,11 @@ def ask(config, tokens, detectors, *, lengths=None, dtype=torch.float32) -> Ques
     lengths = tokens.new_full((len(tokens),), n_tokens) if lengths is None else torch.as_tensor(lengths, device=place)
     real = torch.arange(n_tokens, device=place) < lengths[:, None]  # (B,T)
     marks = [mark(tokens) if callable(mark) else mark.expand(len(tokens), -1, -1) for mark in detectors.values()]
-    marks = torch.stack(marks, dim=1) & real[:, None, :, None] if marks else real.new_zeros(len(tokens), 0, 1, 1)
+    marks = (
+        torch.stack(marks, dim=1) & real[:, None, :, None]
+        if marks
+        else real.new_zeros(len(tokens), 0, n_tokens, n_tokens)
+    )
     n_visible = ops.visible(model.positions_of(tokens), n_tokens, config.window)[0, 0].sum(-1)
     counted = real & (n_visible > 1)
     n_queries = [marks.any(-1).sum(-1), counted.sum(-1, keepdim=True).expand(-1, len(SHAPES))]
@@ -157,8 +161,7 @@ def measure(params, config, tokens, *, detectors=DETECTORS, lengths=None) -> Sum
 
 def watch(config, tokens, detectors, *, lengths=None, dtype=torch.float32):
     """(tap, finish): a tap that reduces every pattern of a forward of these tokens, and what then gives the Sums."""
-    question, null = (ask(config, tokens, detectors, lengths=lengths, dtype=d) for d in (dtype, torch.float64))
-    answers = []
+    question, answers = ask(config, tokens, detectors, lengths=lengths, dtype=dtype), []
 
     def tap(name, value):
         if name.endswith("attn.pattern"):
@@ -166,9 +169,8 @@ def watch(config, tokens, detectors, *, lengths=None, dtype=torch.float32):
         return value
 
     def finish():
-        chance = null.answer(
-            null_pattern(config, tokens.shape[1], device=tokens.device).expand(len(tokens), -1, -1, -1)
-        )
+        exact = question._replace(marks=question.marks.double())
+        chance = exact.answer(null_pattern(config, tokens.shape[1], device=tokens.device))
         return Sums((*detectors, *SHAPES), torch.stack(answers, dim=2), chance, question.n_queries)
 
     return tap, finish
