@@ -13,6 +13,8 @@ from golden import make
 from safetensors.torch import load_file
 
 from gptcore import ModelConfig, forward, tree
+from gptcore.interpret.pairs import logit_diff
+from gptcore.interpret.patching import sweep
 from gptcore.interpret.taps import gradients, record
 from gptcore.model import activation_spec, check_params
 
@@ -85,6 +87,20 @@ def test_h1_gradients_at_z_are_those_of_transformer_lens(case):
     assert len(found) == 2
     for name, value in found.items():
         agree(value, stored[f"gradients/{name}"], name, tolerance=1e-6)
+
+
+@each_case
+def test_f1_sweeps_are_those_of_transformer_lens(case):
+    """The patched logit difference of every cell: residual stream, what attention and MLP write, and every head."""
+    params, config, stored = golden(case)
+    metric = logit_diff(stored["target"], stored["foil"])
+    names = [name.removeprefix("patch/") for name in stored if name.startswith("patch/")]
+    assert set(names) == {site for site in make.SWEEPS if f"blocks.0.{site}" in activation_spec(config)}
+    for site in names:
+        found = sweep(params, config, stored["clean"], stored["corrupt"], site, metric)
+        agree(found.clean, stored["metric/clean"], "clean")
+        agree(found.corrupt, stored["metric/corrupt"], "corrupt")
+        agree(found.patched.movedim(-1, 0), stored[f"patch/{site}"], site)
 
 
 @needs_peer
