@@ -26,6 +26,6 @@ main = click.Group(
     "gptcore",
     commands=[
         benchmark, build, compare, data, doctor, download, evaluate, generate, harness, interpret, lint,
-        options, runs, sampling_demo, sanitize, tables, test, tokens, train,
+        runs, sampling_demo, sanitize, test, train,
     ],
 )  # fmt: skip
