@@ -4,6 +4,7 @@
     lens.py         what would the model say if it stopped here?
     attention.py    where does each head look, beyond chance?
     induction.py    heads that go on with what followed last time, and the pairs that make them
+    pairs.py        two prompts that differ, a metric, and the share of its difference that comes back
     patching.py     which activation carries the difference between two prompts?
     attribution.py  what does each part add to the logit?
     report.py       all of it on one page of HTML
