@@ -5,8 +5,9 @@
     attention.py    where does each head look, beyond chance?
     induction.py    heads that go on with what followed last time, and the pairs that make them
     pairs.py        two prompts that differ, a metric, and the share of its difference that comes back
+    nodes.py        the parts that write to the residual stream, and the parts that read it
     patching.py     which activation carries the difference between two prompts?
-    attribution.py  what does each part add to the logit?
+    attribution.py  what does each part add to the logit, and what would patching it do?
     report.py       all of it on one page of HTML
 
 Read taps.py first.
