@@ -175,9 +175,9 @@ def at_positions(x, at) -> Tensor:
     return x.gather(-2, at[..., None].expand(*x.shape[:-2], -1, x.shape[-1]))
 
 
-def measure(params, config, x, reading, metric) -> Tensor:
+def measure(params, config, x, reading, metric, *, tap=None) -> Tensor:
     """The metric of the last residual stream at the positions read, (...,B,K,C) -> (...,B)."""
-    logits = unembed(params, config, x)
+    logits = unembed(params, config, x, tap=tap)
     return metric(logits[..., 0, :] if reading.single else logits)
 
 
