@@ -10,7 +10,7 @@ import torch
 from cases import CONFIGS, random_params, random_tokens
 from models import hand_built
 
-from gptcore import forward
+from gptcore import forward, generator
 from gptcore.interpret.attribution import (
     check_largest,
     decompose,
@@ -212,6 +212,30 @@ def test_who_feeds_whom():
     assert feeds(gpt2, mlp, Node("blocks.1.attn.v", 0))
     assert all(feeds(gpt2, writer, Node("logits")) for writer in writers(gpt2))
     assert [str(node) for node in readers(gpt2)[-2:]] == ["blocks.1.mlp", "logits"]
+
+
+def test_h3_in_a_trained_model_one_gradient_misleads_and_the_way_does_not(trained):
+    """Which position of the embedding brings the copy back: at one step wrong by half of the effect or so, at five
+    nearly right, at twenty right. At a later site an error stays."""
+    params, config = trained
+    stream = generator("one token of the first copy replaced")
+    r = torch.randperm(config.n_vocab, generator=stream)
+    clean = torch.cat([r[:20], r[:10]])[None]
+    corrupt = clean.clone()
+    corrupt[0, 10] = r[20]
+    metric = logit_diff(r[10:11], r[20:21])
+
+    def errors(site, estimated, of):
+        found = sweep(params, config, clean, corrupt, site, metric)
+        exact = (found.patched - found.corrupt)[0]
+        run = lambda n: of(gradient_effects(params, config, clean, corrupt, metric, [estimated], steps=n)[estimated])
+        return [(run(n) - exact).abs().max().item() for n in (1, 5, 20)]
+
+    first = errors("resid_pre", "embed", lambda effect: effect)
+    assert first[0] >= 3
+    assert first[1] <= 0.5
+    assert first[2] <= 0.1
+    assert errors("resid_mid", "resid_mid", lambda effect: effect[0])[2] > 0.5
 
 
 def test_h4_integrated_gradients_at_the_embedding_are_complete():

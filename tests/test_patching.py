@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 from cases import CONFIGS, random_params, random_tokens
+from models import hand_built
 
 from gptcore import forward
 from gptcore.interpret.pairs import kl, logit_diff, logprob_of, prob
@@ -157,6 +158,22 @@ def test_f8_its_own_values_change_nothing(config):
         )
         close(patched, swap.value.expand(8, 3))
         assert work > 0
+
+
+def test_f9_in_the_hand_built_model_only_the_induction_head_carries_the_answer():
+    """BOS r r[:i+1], and the same with token i + 1 of the first copy replaced, for three i at once."""
+    params, config = hand_built()
+    r = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    clean = torch.cat([torch.tensor([12]), r, r])[None].repeat(3, 1)
+    corrupt, i, rows = clean.clone(), torch.tensor([2, 5, 8]), torch.arange(3)
+    corrupt[rows, i + 2] = r[0]
+    metric = logit_diff(r[i + 1], r[0])
+    found = sweep(params, config, clean, corrupt, "attn.z", metric, position=i + 13)
+    close(found.recovery[1, 0], torch.ones(3), atol=1e-5)
+    for head in ((0, 0), (0, 1), (1, 1)):
+        close(found.recovery[head], torch.zeros(3), atol=1e-5)
+    key = sweep(params, config, clean, corrupt, "attn.v", metric, by=("layer", "position", "head"), position=i + 13)
+    close(key.recovery[1, i + 2, 0, rows], torch.ones(3), atol=1e-5)  # whose value it copies
 
 
 @deep
