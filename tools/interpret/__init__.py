@@ -7,7 +7,12 @@ share stands in options.py, tokens.py and looking.py.
 import click
 
 from tools.interpret.attention import attention
+from tools.interpret.attribute import attribute
 from tools.interpret.induction_heads import induction_heads
 from tools.interpret.logit_lens import logit_lens
+from tools.interpret.patch import patch
+from tools.interpret.steer import steer
 
-interpret = click.Group("interpret", commands=[attention, induction_heads, logit_lens], help="Look inside a run.")
+interpret = click.Group(
+    "interpret", commands=[attention, attribute, induction_heads, logit_lens, patch, steer], help="Look inside a run."
+)
