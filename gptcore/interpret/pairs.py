@@ -93,7 +93,7 @@ def pooled(patched, clean, corrupt, direction="denoise", *, generator, draws=100
     """
     share = recovery(patched, clean, corrupt, direction)
     whole = (clean - corrupt).expand(share.shape).where(share.isfinite(), 0.0)
-    pairs = lambda t: t.movedim(-1, 0).double().cpu()
+    pairs = lambda t: t.movedim(-1, 0).cpu().double()
     ways, wholes = pairs(share.nan_to_num(0.0) * whole), pairs(whole)
     if len(wholes) >= MIN_PAIRS:
         return stats.ratio_interval(ways, wholes, generator=generator, draws=draws)

@@ -71,10 +71,9 @@ def path_patch(
     if Node("logits") in receivers and len(receivers) > 1:
         raise ValueError("receivers: expected the logits alone, got others beside them")
     read, values, runs = reading(position, corrupt), [], []
+    names = ["embed", "*.scale"] + (["*.attn.z", "*.mlp.out"] if config.n_layer else [])
     for tokens in (clean, corrupt):
-        tap, seen = record(
-            config, ["embed", "*.attn.z", "*.mlp.out", "*.scale"] if config.n_layer else ["embed", "*.scale"]
-        )
+        tap, seen = record(config, names)
         x, _ = residual(params, config, tokens, tap=tap)
         values.append(measure(params, config, at_positions(x, read.at), read, metric, tap=tap))
         runs.append(seen)
@@ -85,9 +84,8 @@ def path_patch(
         patched.append(value)
         for site, part in received.items():
             heard.setdefault(site, []).append(part)
-    return Paths(
-        groups, list(receivers), torch.cat(patched), *values, {site: torch.cat(p) for site, p in heard.items()}
-    )
+    received = {site: torch.cat(parts) for site, parts in heard.items()}
+    return Paths(groups, list(receivers), torch.cat(patched), *values, received)
 
 
 class Held(NamedTuple):
@@ -131,10 +129,8 @@ def send(params, config, tokens, groups, receivers, metric, read, held):
     cells = lambda x: at_positions(x.unflatten(0, (len(groups), -1)), read.at.expand(len(groups), -1, -1))
     if Node("logits") in receivers:
         x, _ = residual(params, config, rows, tap=tap)
-        keep = (
-            patch(config, {"norm_f.scale": held.corrupt["norm_f.scale"].expand_as}) if held.norm == "linear" else None
-        )
-        return measure(params, config, cells(x), read, metric, tap=keep), {}
+        same = patch(config, {"norm_f.scale": held.corrupt["norm_f.scale"].expand_as})
+        return measure(params, config, cells(x), read, metric, tap=same if held.norm == "linear" else None), {}
     sites = [site for receiver in receivers for site in inputs_of(config, receiver)]
     recorder, received = record(config, sites)
     residual(params, config, rows, tap=chain(tap, recorder))
