@@ -241,6 +241,16 @@ def test_how_cells_share_batches_changes_nothing(metric):
     close(few, torch.stack([whole.patched[cell] for cell in cells]))
 
 
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn.v", "block"])
+def test_one_cell_alone_runs_through_the_layers_above(site):
+    """The layers above it have no cell of their own. Seen to fail when each layer was expected to have one."""
+    config = CONFIGS["gpt2"]
+    params, (clean, corrupt) = random_params(config), pair(config)
+    by = ("layer", "position")
+    found = patch_cells(params, config, clean, corrupt, site, METRIC, [(0, 7)], by=by)
+    close(found[0], naive(params, config, clean, corrupt, site, METRIC, (0, 7), by))
+
+
 def test_no_more_runs_than_must():
     """A cell of the upper layer runs one block of two on the positions from its group of 8 on."""
     config = CONFIGS["gpt2"]
@@ -269,5 +279,7 @@ def test_what_does_not_fit_is_refused():
         run(clean, corrupt, "resid_pre", METRIC, position=12)
     with pytest.raises(ValueError, match=r"align: expected positions below 12 and 11"):
         run(clean, corrupt[:, 1:], "resid_pre", METRIC, align=[(11, 11)])
+    with pytest.raises(ValueError, match=r"align: expected positions below 12 and 11, each once"):
+        run(clean, corrupt[:, 1:], "resid_pre", METRIC, align=[(1, 1), (2, 1)])
     with pytest.raises(ValueError, match="position: expected one counted from the end"):
         run(clean, corrupt[:, 1:], "resid_pre", METRIC, align=[(11, 10)], position=3)

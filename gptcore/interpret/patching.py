@@ -218,8 +218,10 @@ def linked(config, clean, corrupt, align) -> Tensor:
         raise ValueError(f"clean and corrupt: expected equal shapes, or align for two lengths, got {got}")
     links = torch.tensor([(i, i) for i in range(lengths[0])] if align is None else align, device=clean.device)
     links = links.reshape(-1, 2)
-    if (links < 0).any() or (links >= links.new_tensor(lengths)).any():
-        raise ValueError(f"align: expected positions below {lengths[0]} and {lengths[1]}, got {align}")
+    twice = any(len(column.unique()) < len(column) for column in links.unbind(1))
+    if twice or (links < 0).any() or (links >= links.new_tensor(lengths)).any():
+        wanted = f"positions below {lengths[0]} and {lengths[1]}, each once"
+        raise ValueError(f"align: expected {wanted}, got {align}")
     return links
 
 
@@ -298,7 +300,7 @@ def run_chunk(params, config, swap, site, masks, low, high, span) -> tuple[Tenso
         x, joined = torch.cat([x, base.x[i][:, span].repeat(n - joined, 1, 1)]), n
         now = masks[:n] & ((low[:n] <= i) & (i < high[:n])).to(masks.device).view(-1, *[1] * (masks.dim() - 1))
         tap = putting(swap.source, i, site, now, span)
-        if site == "resid_pre":  # the block need not be watched for it
+        if tap and site == "resid_pre":  # the block need not be watched for it
             x, tap = tap(site, x), None
         kv = None
         if span.start:
