@@ -15,6 +15,8 @@ from golden.make import hooked, mapped
 
 from gptcore.config import architecture
 from gptcore.device import generator
+from gptcore.interpret.pairs import logit_diff
+from gptcore.interpret.patching import sweep
 from gptcore.interpret.taps import chain, patch, put, record
 from gptcore.model import embed, forward, init_params, run_blocks, unembed
 
@@ -96,6 +98,30 @@ def bench_resume(race, benchmark, params, peer):
         ways["start_at_layer"] = lambda: peer(x, start_at_layer=first)
         agree(ours(), ways["start_at_layer"]())
     label(benchmark, f"resume at layer {first} {tuple(tokens.shape)}")
+    race(ways, rounds=ROUNDS)
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def bench_sweep(race, benchmark, params, peer, first):
+    """resid_pre patched at every layer and position of one pair that differs from `first` on, clean run included."""
+    clean = tokens_of(1)
+    corrupt = put(clean, (0, first), (clean[0, first] + 1) % CONFIG.n_vocab)
+    metric = logit_diff(3, 5)
+
+    def ours():
+        return sweep(params, CONFIG, clean, corrupt, "resid_pre", metric).patched[..., 0]
+
+    ways = {"sweep": ours}
+    if peer:
+        from transformer_lens import patching
+
+        def theirs():
+            _, cache = peer.run_with_cache(clean)
+            return patching.get_act_patch_resid_pre(peer, corrupt, cache, lambda logits: metric(logits[:, -1])[0])
+
+        agree(ours(), theirs())
+        ways["get_act_patch_resid_pre"] = theirs
+    label(benchmark, f"resid_pre sweep {tuple(clean.shape)}, first difference at {first}")
     race(ways, rounds=ROUNDS)
 
 
