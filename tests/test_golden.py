@@ -13,6 +13,8 @@ from golden import make
 from safetensors.torch import load_file
 
 from gptcore import ModelConfig, forward, tree
+from gptcore.interpret.induction import composition, copying_eigenvalues
+from gptcore.interpret.lens import logit_lens
 from gptcore.interpret.pairs import logit_diff
 from gptcore.interpret.patching import sweep
 from gptcore.interpret.taps import gradients, record
@@ -101,6 +103,32 @@ def test_f1_sweeps_are_those_of_transformer_lens(case):
         agree(found.clean, stored["metric/clean"], "clean")
         agree(found.corrupt, stored["metric/corrupt"], "corrupt")
         agree(found.patched.movedim(-1, 0), stored[f"patch/{site}"], site)
+
+
+@each_case
+def test_the_lens_is_that_of_transformer_lens(case):
+    """accumulated_resid through the final norm and the head: an embed row, then one a block."""
+    params, config, stored = golden(case)
+    found = logit_lens(params, config, stored["clean"], sites="resid")
+    log_p = stored["lens"].log_softmax(-1)  # (R,B,T,V)
+    target = stored["clean"].roll(-1, 1)[:, :-1].expand(len(log_p), -1, -1)[..., None]
+    wanted = log_p[:, :, :-1].gather(-1, target)
+    agree(stored["lens"][-1], stored["sites/logits"], "the last row")
+    agree(found.top_p, log_p.exp().topk(5).values, "top_p")
+    agree(log_p.exp().gather(-1, found.top), found.top_p, "top")
+    agree(found.p[:, :, :-1], wanted[..., 0].exp(), "p")
+    assert torch.equal(found.rank[:, :, :-1], (log_p[:, :, :-1] > wanted).sum(-1))
+    agree(found.entropy, -(log_p.exp() * log_p).sum(-1), "entropy")
+    agree(found.kl, (log_p[-1].exp() * (log_p[-1] - log_p)).sum(-1), "kl")
+
+
+@each_case
+def test_copying_and_composition_are_those_of_transformer_lens(case):
+    params, config, stored = golden(case)
+    agree(copying_eigenvalues(params, config, "tokens").float(), stored["copying/vocabulary"], "vocabulary")
+    agree(copying_eigenvalues(params, config, "residual").float(), stored["copying/residual"], "residual")
+    later = composition(params, config, "k")[0, :, 1]  # (H,H); theirs holds 0 where ours says that there is no pair
+    agree(later, stored["composition/k"][0, :, 1], "K-composition")
 
 
 @needs_peer
