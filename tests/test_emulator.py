@@ -204,7 +204,7 @@ def test_no_order_of_the_threads_changes_a_token(warp):
 
 def test_weights_equal_the_references_to_the_last_bit():
     """min_p set to a token's very own weight keeps the token, one part in 2^40 less would cut it."""
-    for x in -torch.rand(200, generator=torch.Generator().manual_seed(4)):
+    for x in -torch.rand(60, generator=torch.Generator().manual_seed(4)):
         logits = torch.tensor([[0.0, x]]).expand(32, 2).contiguous()
         least = sampling.exp_weight(x[None]).item() / sampling.ONE
         words = {"seed": torch.full((32,), 5), "position": torch.arange(32)}

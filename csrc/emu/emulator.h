@@ -26,7 +26,9 @@ inline uint32_t atomic_add(uint32_t* to, uint32_t x) { return (*to += x) - x; } 
 inline void atomic_add(uint64_t* to, uint64_t x) { *to += x; }
 inline float times(float a, float b) { return a * b; }  // compiled with -ffp-contract=off
 inline float plus(float a, float b) { return a + b; }
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float fused(float a, float b, float c) { return float(double(a) * b + c); }  // the last bit may differ, rarely
+struct Sixteen { unsigned char bytes[16]; };
+inline Sixteen load16(const void* from) { Sixteen x; __builtin_memcpy(&x, from, 16); return x; }
 
 using Body = void (*)(const void* args, void* shared);
 

@@ -15,6 +15,7 @@ namespace gptcore::gpu {
 constexpr int kLanes = 8, kGroups = 16, kTeams = 4;  // a team is 32 threads: groups meet there by shuffling
 constexpr int kColumns = 8 * kLanes;                 // of D, that the lanes of a group cover at once
 constexpr int kFlight = 4;                           // keys of a group on their way
+constexpr int kStride = kFlight * kGroups;           // keys that the groups take at once
 
 // What the queries [begin, end) of row b and key head g are; query r is head r % G of new token r / G.
 struct Tile {
@@ -106,6 +107,7 @@ struct Attend {
     float z[Q][kMaxHead];                            // the mix of the blocks so far, with top and sum
     float top[Q], sum[Q], slope[Q];
     int64_t position[Q];
+    int first, last;                                 // keys of the block at hand that are looked at: whole strides
     float weight[Q][kBlock];                         // scores, then e^(score - top); -1: invisible
     float part[kTeams][Q][kColumns];                 // a team's mix of the block at hand
     float part_top[kTeams][Q], part_sum[kTeams][Q];
@@ -139,6 +141,11 @@ struct Attend {
       const int64_t base = block * kBlock;
       if (base >= t.to) break;
       if (base + kBlock <= t.from) continue;
+      if (thread_index() == 0) {
+        s.first = t.from > base ? int(t.from - base) / kStride * kStride : 0;
+        s.last = t.to - base < kBlock ? (int(t.to - base) + kStride - 1) / kStride * kStride : int(kBlock);
+      }
+      sync();
       score(args, t, base, s);
       weigh(a, t.n, base, s);
       for (int d = 0; d < a.d_head; d += kColumns) {
@@ -170,7 +177,7 @@ struct Attend {
     float top[Q];
     UNROLL
     for (int r = 0; r < Q; ++r) top[r] = -kInfinity;
-    for (int j = group(); j < kBlock; j += kFlight * kGroups) {
+    for (int j = s.first + group(); j < s.last; j += kStride) {
       float dot[kFlight][Q] = {};
       for (int d = 8 * lane(); d < a.d_head; d += kColumns) {
         float x[kFlight][8];
@@ -218,6 +225,7 @@ struct Attend {
   DEVICE static void weigh(const Attention& a, int n, int64_t base, Shared& s) {
     for (int i = thread_index(); i < n * int(kBlock); i += kThreads) {
       const int r = i / int(kBlock), j = i % int(kBlock);
+      if (j < s.first || j >= s.last) continue;
       const bool visible = sees(a, s.position[r], base + j);
       s.weight[r][j] = visible ? exp_below(s.weight[r][j] - block_top(r, s)) : -1.0f;
     }
@@ -230,7 +238,7 @@ struct Attend {
     const T* v = static_cast<const T*>(a.v_cache) + offset_of(a.v_cache_stride, t.b, t.g, base);
     const int d = d0 + 8 * lane();
     float z[Q][8] = {}, sum[Q] = {};
-    for (int j = group(); j < kBlock; j += kFlight * kGroups) {
+    for (int j = s.first + group(); j < s.last; j += kStride) {
       float x[kFlight][8];
       UNROLL
       for (int c = 0; c < kFlight; ++c) load_key(x[c], v, a.v_cache_stride[2], args, t, base, j + c * kGroups, d);

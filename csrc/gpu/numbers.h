@@ -48,8 +48,11 @@ DEVICE void store_any(float x, void* to, Dtype dtype, int64_t i) {
 template <class T>
 DEVICE void load8(float* x, const T* from, int64_t n, bool wide) {
   if (wide) {
+    Sixteen words[sizeof(T) / 2];
+    UNROLL
+    for (int i = 0; i < int(sizeof(T) / 2); ++i) words[i] = load16(from + 16 / sizeof(T) * i);
     T raw[8];
-    __builtin_memcpy(raw, __builtin_assume_aligned(from, 16), sizeof raw);
+    __builtin_memcpy(raw, words, sizeof raw);
     UNROLL
     for (int i = 0; i < 8; ++i) x[i] = widen(raw[i]);
   } else {

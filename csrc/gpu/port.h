@@ -29,6 +29,8 @@ DEVICE void atomic_add(uint64_t* to, uint64_t x) { atomicAdd(reinterpret_cast<un
 DEVICE float times(float a, float b) { return __fmul_rn(a, b); }  // never fused, whatever the flags
 DEVICE float plus(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+using Sixteen = uint4;                               // bytes, that one instruction loads
+DEVICE Sixteen load16(const void* from) { return *static_cast<const uint4*>(from); }
 
 template <class Kernel, class Args>
 __global__ void __launch_bounds__(Kernel::kThreads) kernel(const Args args) {
@@ -95,6 +97,8 @@ DEVICE float plus(float a, float b) {
   return a + b;
 }
 DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+using Sixteen = uint32_t __attribute__((ext_vector_type(4)));
+DEVICE Sixteen load16(const void* from) { return *static_cast<const Sixteen*>(from); }
 
 template <class Kernel, class Args>
 __attribute__((global)) void __attribute__((amdgpu_flat_work_group_size(1, Kernel::kThreads))) kernel(const Args args) {
