@@ -28,6 +28,39 @@ def without(reason):
     return {}
 
 
+def toolkit(torch, cpp):
+    """What launch.cu is compiled for: "cuda", "hip" or "". Torch and the toolkit decide, not the GPU that is visible.
+
+    GPTCORE_BUILD=cpu leaves it out; gpu compiles it even for a CPU torch, to see whether it compiles.
+    """
+    wanted = os.environ.get("GPTCORE_BUILD", "auto")
+    if wanted == "cpu" or not (torch.version.cuda or torch.version.hip or wanted == "gpu"):
+        return ""
+    if torch.version.hip:
+        return "hip" if cpp.ROCM_HOME else ""
+    homes = (os.environ.get("CUDA_HOME"), cpp.CUDA_HOME, "/usr/local/cuda")
+    home = next((home for home in homes if home and Path(home, "lib64/libcudart_static.a").exists()), None)
+    if home is None:
+        say("no CUDA toolkit (set CUDA_HOME): building for the CPU only")
+        return ""
+    cpp.CUDA_HOME = home  # a CPU torch leaves it None
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;12.0+PTX")
+    return "cuda"
+
+
+def gpu_code(torch, cpp):
+    """What GPU code adds to the extension: sources, compiler flags, and where the runtime is."""
+    kind = toolkit(torch, cpp)
+    if not kind:
+        return {"sources": [], "cxx": [], "nvcc": [], "libraries": [], "library_dirs": []}
+    added = {"sources": ["csrc/gpu/launch.cu"], "cxx": ["-DGPTCORE_GPU"]}
+    if kind == "hip":
+        flags = {"nvcc": ["-O3", "-ffp-contract=off"], "libraries": ["amdhip64"]}
+        return added | flags | {"library_dirs": [f"{cpp.ROCM_HOME}/lib"]}
+    flags = {"nvcc": ["-O3", "-fmad=false", "-lineinfo"], "libraries": ["cudart_static", "rt", "dl", "pthread"]}
+    return added | flags | {"library_dirs": [f"{cpp.CUDA_HOME}/lib64"]}
+
+
 def native():
     """The extension module and how it is compiled, as setup's arguments."""
     if os.environ.get("GPTCORE_BUILD") == "none":
@@ -48,12 +81,16 @@ def native():
     flags = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", f'-DGPTCORE_TORCH="{torch.__version__}"']
     # libtorch.so must be needed by name, or the weak symbols of a GPU torch stay null.
     link = ["-Wl,--no-as-needed", "-ltorch"] if sys.platform == "linux" else []
+    # no CUDAExtension: it links what a CPU torch lacks, so that one library would no longer serve both
+    gpu = gpu_code(torch, cpp)
     more = os.environ.get("GPTCORE_BUILD_FLAGS", "").split()  # for the compiler and the linker: invoke sanitize's
     extension = cpp.CppExtension(
         "gptcore._C",
-        [f"csrc/{name}.cpp" for name in sources],
+        [*(f"csrc/{name}.cpp" for name in sources), *gpu["sources"]],
         include_dirs=[str(Path("csrc").resolve())],
-        extra_compile_args={"cxx": flags + more},
+        libraries=gpu["libraries"],
+        library_dirs=gpu["library_dirs"],
+        extra_compile_args={"cxx": [*flags, *gpu["cxx"], *more], "nvcc": gpu["nvcc"]},
         extra_link_args=link + more,
     )
 

@@ -5,6 +5,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/plan.h"
+#include "gpu/present.h"
 
 #ifndef GPTCORE_TORCH
 #define GPTCORE_TORCH "unknown"
@@ -31,7 +32,7 @@ static py::dict build_info() {
 #endif
   info["torch"] = GPTCORE_TORCH;
   info["isas"] = isas();
-  info["gpu"] = false;  // becomes true in a build with GPU code under a torch that has a GPU runtime
+  info["gpu"] = gptcore::gpu_present();
   return info;
 }
 

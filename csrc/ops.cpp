@@ -21,6 +21,12 @@
 
 #include "cpu/isa.h"
 #include "cpu/plan.h"
+#include "gpu/present.h"
+#ifdef GPTCORE_GPU
+#include <torch/csrc/stable/accelerator.h>
+
+#include "gpu/launch.h"
+#endif
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -67,8 +73,7 @@ void check_last(const char* name, const Tensor& x) {
   STD_TORCH_CHECK(x.stride(x.dim() - 1) == 1 || x.size(x.dim() - 1) < 2, name, ": expected a contiguous last axis");
 }
 
-Dtype dtype_of(const char* name, const Tensor& x) {
-  check_cpu(name, x);
+Dtype stored_as(const char* name, const Tensor& x) {
   switch (x.scalar_type()) {
     case ScalarType::Float: return Dtype::fp32;
     case ScalarType::BFloat16: return Dtype::bf16;
@@ -76,6 +81,11 @@ Dtype dtype_of(const char* name, const Tensor& x) {
     default: break;
   }
   STD_TORCH_CHECK(false, name, ": expected float32, bfloat16 or float16");
+}
+
+Dtype dtype_of(const char* name, const Tensor& x) {
+  check_cpu(name, x);
+  return stored_as(name, x);
 }
 
 // ------------------------------------------------------------------------------------------------------------ threads
@@ -332,3 +342,128 @@ STABLE_TORCH_LIBRARY_IMPL(gptcore, CPU, m) {
   m.impl("kv_attention_", TORCH_BOX(&gptcore::kv_attention_cpu_));
   m.impl("decode_", TORCH_BOX(&gptcore::decode_cpu_));
 }
+
+// ---------------------------------------------------------------------------------------------------------------- GPU
+
+#ifdef GPTCORE_GPU  // built with a toolkit; whether torch has a GPU runtime is seen when the library is loaded
+
+extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+namespace gptcore {
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+// Everything of one call on one device, which becomes the current one.
+struct Device {
+  int32_t index;
+  DeviceGuard guard;
+
+  explicit Device(const char* name, const Tensor& x) : index(on_gpu(name, x)), guard(index) {}
+
+  static int32_t on_gpu(const char* name, const Tensor& x) {
+    STD_TORCH_CHECK(x.is_cuda(), name, ": expected a tensor on a GPU");
+    return x.get_device_index();
+  }
+
+  void check(const char* name, const Tensor& x) const {
+    STD_TORCH_CHECK(on_gpu(name, x) == index, name, ": expected a tensor on GPU ", index, ", got GPU ", x.get_device_index());
+  }
+
+  void check_words(const char* name, const Tensor& x, int64_t n_row) const {
+    check(name, x), check_shape(name, x, {n_row});
+    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Long, name, ": expected int64");
+  }
+
+  void* stream() const {
+    void* stream = nullptr;
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream && aoti_torch_get_current_cuda_stream(index, &stream) == 0,
+                    "stream: expected a torch with a GPU runtime");
+    return stream;
+  }
+};
+
+void check_launch(const char* op, int code) { STD_TORCH_CHECK(code == 0, op, ": ", gptcore_gpu_error(code)); }
+
+Tensor sample_gpu(const Tensor logits, const Tensor seed, const Tensor position, double temperature, int64_t top_k, double top_p,
+                  double min_p) {
+  const Device device("logits", logits);
+  STD_TORCH_CHECK(logits.dim() == 2, "logits: expected (B, V), got ", shape_of(logits));
+  const int64_t n_row = logits.size(0), n_vocab = logits.size(1);
+  STD_TORCH_CHECK(0 < n_vocab && n_vocab <= kMaxVocab, "logits: expected 1 to ", kMaxVocab, " columns, got ", n_vocab);
+  check_last("logits", logits);
+  device.check_words("seed", seed, n_row), device.check_words("position", position, n_row);
+  Tensor tokens = torch::stable::new_empty(seed, {n_row}, ScalarType::Long);
+  const Sampling s = {
+      static_cast<int64_t*>(tokens.mutable_data_ptr()), logits.const_data_ptr(),
+      static_cast<const int64_t*>(seed.const_data_ptr()), static_cast<const int64_t*>(position.const_data_ptr()),
+      logits.stride(0), seed.stride(0), position.stride(0), n_vocab, top_k, top_p, min_p,
+      temperature == 0 ? 0.0f : float(1.0 / temperature), stored_as("logits", logits)};
+  check_launch("sample", gptcore_gpu_sample(&s, n_row, device.stream()));
+  return tokens;
+}
+
+// As on the CPU, but nobody waits for the lengths: a row that would not fit into n_keys is not written, and its z is NaN.
+Tensor kv_attention_gpu_(const Tensor q, const Tensor k, const Tensor v, Tensor k_cache, Tensor v_cache, const Tensor length,
+                         int64_t n_keys, std::optional<double> scale, std::optional<Tensor> alibi_slopes, int64_t window,
+                         double softcap) {
+  const Device device("q", q);
+  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k_cache.dim() == 4, "q, k, k_cache: expected four axes, got ", shape_of(q), ", ",
+                  shape_of(k), ", ", shape_of(k_cache));
+  Attention a = {};
+  a.n_row = q.size(0), a.n_head = q.size(1), a.n_new = q.size(2), a.d_head = q.size(3), a.n_kv_head = k.size(1);
+  const int64_t n_context = k_cache.size(2);
+  STD_TORCH_CHECK(0 < a.d_head && a.d_head <= kMaxHead, "q: expected a head of 1 to ", kMaxHead, ", got ", a.d_head);
+  STD_TORCH_CHECK(a.n_new > 0, "q: expected at least one new token, got ", shape_of(q));
+  STD_TORCH_CHECK(a.n_kv_head > 0 && a.n_head % a.n_kv_head == 0, "k: expected a number of heads that divides ", a.n_head, ", got ",
+                  a.n_kv_head);
+  STD_TORCH_CHECK(n_keys <= n_context, "n_keys: expected at most n_context=", n_context, ", got ", n_keys);
+  STD_TORCH_CHECK(window >= 0, "window: expected at least 0, got ", window);
+  check_shape("k", k, {a.n_row, a.n_kv_head, a.n_new, a.d_head}), check_shape("v", v, {a.n_row, a.n_kv_head, a.n_new, a.d_head});
+  check_shape("k_cache", k_cache, {a.n_row, a.n_kv_head, n_context, a.d_head});
+  check_shape("v_cache", v_cache, {a.n_row, a.n_kv_head, n_context, a.d_head});
+  device.check("k", k), device.check("v", v), device.check("k_cache", k_cache), device.check("v_cache", v_cache);
+  check_last("q", q), check_last("k", k), check_last("v", v), check_last("k_cache", k_cache), check_last("v_cache", v_cache);
+  a.dtype = stored_as("q", q), a.cache_dtype = stored_as("k_cache", k_cache);
+  STD_TORCH_CHECK(stored_as("k", k) == a.dtype && stored_as("v", v) == a.dtype, "k, v: expected the dtype of q");
+  STD_TORCH_CHECK(stored_as("v_cache", v_cache) == a.cache_dtype, "v_cache: expected the dtype of k_cache");
+  device.check_words("length", length, a.n_row);
+  STD_TORCH_CHECK(length.stride(0) == 1 || a.n_row < 2, "length: expected a contiguous tensor");
+  if (alibi_slopes) {
+    device.check("alibi_slopes", *alibi_slopes), check_shape("alibi_slopes", *alibi_slopes, {a.n_head});
+    STD_TORCH_CHECK(alibi_slopes->scalar_type() == ScalarType::Float, "alibi_slopes: expected float32");
+    check_last("alibi_slopes", *alibi_slopes);
+    a.slopes = static_cast<const float*>(alibi_slopes->const_data_ptr());
+  }
+  Tensor z = torch::stable::new_empty(q, {a.n_row, a.n_head, a.n_new, a.d_head}, q.scalar_type());
+  a.z = z.mutable_data_ptr(), a.q = q.const_data_ptr(), a.k = k.const_data_ptr(), a.v = v.const_data_ptr();
+  a.k_cache = k_cache.mutable_data_ptr(), a.v_cache = v_cache.mutable_data_ptr();
+  a.length = static_cast<const int64_t*>(length.const_data_ptr());
+  take_strides(a.q_stride, q), take_strides(a.k_stride, k), take_strides(a.v_stride, v);
+  take_strides(a.k_cache_stride, k_cache), take_strides(a.v_cache_stride, v_cache);
+  a.window = window, a.scale = scale ? float(*scale) : float(1.0 / std::sqrt(double(a.d_head))), a.softcap = float(softcap);
+
+  gpu::AttentionArgs args = gpu::plan_attention(a, n_keys);
+  const int64_t n_float = gpu::partial_floats(args, gptcore_gpu_processors());
+  Tensor partials = torch::stable::new_empty(q, {n_float}, ScalarType::Float);
+  args.partials = n_float ? static_cast<float*>(partials.mutable_data_ptr()) : nullptr;
+  check_launch("kv_attention_", gptcore_gpu_attention(&args, device.stream()));
+  return z;
+}
+
+}  // namespace
+
+bool gpu_present() { return aoti_torch_get_current_cuda_stream != nullptr; }
+
+}  // namespace gptcore
+
+STABLE_TORCH_LIBRARY_IMPL(gptcore, CUDA, m) {  // which is ROCm's name too
+  m.impl("sample", TORCH_BOX(&gptcore::sample_gpu));
+  m.impl("kv_attention_", TORCH_BOX(&gptcore::kv_attention_gpu_));
+}
+
+#else
+
+bool gptcore::gpu_present() { return false; }
+
+#endif

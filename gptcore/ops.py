@@ -87,9 +87,9 @@ def alibi_slopes(n_head, device=None) -> Tensor:
     power above.
     """
     below = 2 ** int(math.log2(n_head))
-    slopes = [2 ** (-8 * (h + 1) / below) for h in range(below)]
-    slopes += [2 ** (-4 * (2 * h + 1) / below) for h in range(n_head - below)]
-    return torch.tensor(slopes, device=device)
+    head = torch.arange(n_head, device=device)  # nothing comes from the host: a CUDA graph can hold it
+    every_other = (2 * (head - below) + 1) * -4 / below
+    return torch.exp2(torch.where(head < below, (head + 1) * -8 / below, every_other))
 
 
 # --------------------------------------------------------------------------------------------------------- attention
