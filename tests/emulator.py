@@ -66,18 +66,19 @@ def _call(function, tensors, numbers, factors, seed):
 
 def kv_attention_(
     q, k, v, k_cache, v_cache, length, *, n_keys, scale=None, alibi_slopes=None, window=0, softcap=0.0,
-    warp=32, seed=0, n_processor=4,
+    cos=None, sin=None, interleaved=False, warp=32, seed=0, n_processor=4,
 ):  # fmt: skip
     """As kernels.kv_attention_ -> (z, how many floats of partial results there were: 0 if the keys were not split)."""
     store = torch.full((q.numel() + 128,), 7.0, dtype=q.dtype)
     z = store[64:-64].view(q.shape)
-    tensors = (z, q, k, v, k_cache, v_cache, length, alibi_slopes)
+    tensors = (z, q, k, v, k_cache, v_cache, length, alibi_slopes, cos, sin)
     strides = [n for x in tensors[1:6] for n in x.stride()[:3]]
     sizes = [len(q), q.shape[1], k.shape[1], q.shape[2], q.shape[3], window, n_keys]
     kinds = [DTYPES.index(q.dtype), DTYPES.index(k_cache.dtype)]
     factors = [q.shape[3] ** -0.5 if scale is None else scale, softcap]
     function = libraries()[warp].gptcore_emu_attention
-    n_partial = _call(function, tensors, [*strides, *sizes, *kinds, n_processor], factors, seed)
+    turning = [0 if cos is None else cos.shape[-1], interleaved]
+    n_partial = _call(function, tensors, [*strides, *sizes, *kinds, n_processor, *turning], factors, seed)
     assert n_partial >= 0, trouble(warp)
     assert (store[:64] == 7).all(), "written before z"
     assert (store[-64:] == 7).all(), "written behind z"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import ATTENTION, CUTS, LOGITS, SETTINGS, Attention, attention_inputs, logits_of
 
-from gptcore import kernels, sampling
+from gptcore import kernels, ops, sampling
 
 PROBLEM = emulator.missing()
 pytestmark = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM or "there is a compiler")
@@ -56,6 +56,23 @@ def test_attention_errs_at_most_twice_as_much_as_torch(case, dtype, cache_dtype)
     assert torch.equal(twin_args[3], own_args[3]), "the keys in the cache"
     assert torch.equal(twin_args[4], own_args[4]), "the values in the cache"
     assert torch.equal(attend(copied(args), rules, warp=64, seed=1, **SPLIT), got)
+
+
+@pytest.mark.parametrize(
+    ("d_head", "d_rot", "interleaved"), [(16, 16, False), (16, 16, True), (10, 6, False), (40, 2, True)]
+)
+@pytest.mark.parametrize("n_new", [1, 7])
+def test_queries_and_keys_are_turned_as_the_reference_turns_them(d_head, d_rot, interleaved, n_new):
+    """Rotary in the kernel = ops.rotary before it, to the bit: in the cache and in z. Seen to fail with sin negated."""
+    case = Attention((254, 0), n_head=4, n_kv_head=2, n_new=n_new, d_head=d_head, n_context=300)
+    args, rules = attention_inputs(case, torch.bfloat16)
+    args = [args[0].float(), args[1].float(), args[2].float(), *args[3:]]
+    cos, sin = ops.rotary_table(args[5][:, None] + torch.arange(n_new), d_rot, 10_000.0)
+    turn = lambda x: ops.rotary(x.transpose(1, 2), cos, sin, interleaved=interleaved).transpose(1, 2)
+    apart, fused = [turn(args[0]), turn(args[1]), *copied(args)[2:]], copied(args)
+    wanted = attend(apart, rules)
+    assert torch.equal(attend(fused, rules, cos=cos, sin=sin, interleaved=interleaved, **SPLIT), wanted)
+    assert torch.equal(fused[3], apart[3])
 
 
 @pytest.mark.parametrize("how", [WHOLE, SPLIT], ids=["whole", "split"])
@@ -118,7 +135,9 @@ def test_nothing_above_a_length_leaks(n_new, how):
 @pytest.mark.parametrize("d_head", [6, 24, 64, 80, 256])
 def test_nothing_outside_the_tensors_is_read_or_written(d_head, how):
     """Every tensor is a part of a larger one that is full of NaN: none of it is in the result, all of it remains."""
-    args, rules = attention_inputs(Attention((300, 0, 255), n_head=4, n_kv_head=2, n_new=2, d_head=d_head, n_context=302))
+    args, rules = attention_inputs(
+        Attention((300, 0, 255), n_head=4, n_kv_head=2, n_new=2, d_head=d_head, n_context=302)
+    )
     wanted = attend(copied(args), rules)
     stores, parts = [], []
     for x in args[:5]:

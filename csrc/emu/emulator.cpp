@@ -196,18 +196,20 @@ struct Racing {  // the neighbour's number, without a barrier between writing an
 
 extern "C" {
 
-// pointers: z, q, k, v, k_cache, v_cache, length, slopes. numbers: the strides of q, k, v, k_cache, v_cache (row, head,
-// position), then n_row, n_head, n_kv_head, n_new, d_head, window, n_keys, dtype, cache_dtype, n_processor. factors:
-// scale, softcap. -> how many partial results (floats) there were, or -1.
+// pointers: z, q, k, v, k_cache, v_cache, length, slopes, cos, sin. numbers: the strides of q, k, v, k_cache, v_cache
+// (row, head, position), then n_row, n_head, n_kv_head, n_new, d_head, window, n_keys, dtype, cache_dtype, n_processor,
+// half, interleaved. factors: scale, softcap. -> how many floats of partial results there were, or -1.
 int64_t gptcore_emu_attention(void* const* pointers, const int64_t* numbers, const double* factors, uint64_t seed) {
   using namespace gptcore;
   Attention a = {};
   a.z = pointers[0], a.q = pointers[1], a.k = pointers[2], a.v = pointers[3], a.k_cache = pointers[4], a.v_cache = pointers[5];
   a.length = static_cast<const int64_t*>(pointers[6]), a.slopes = static_cast<const float*>(pointers[7]);
+  a.cos = static_cast<const float*>(pointers[8]), a.sin = static_cast<const float*>(pointers[9]);
   for (int64_t* stride : {a.q_stride, a.k_stride, a.v_stride, a.k_cache_stride, a.v_cache_stride})
     for (int i = 0; i < 3; ++i) stride[i] = *numbers++;
   a.n_row = numbers[0], a.n_head = numbers[1], a.n_kv_head = numbers[2], a.n_new = numbers[3], a.d_head = numbers[4];
   a.window = numbers[5], a.dtype = Dtype(numbers[7]), a.cache_dtype = Dtype(numbers[8]);
+  a.half = numbers[10], a.interleaved = numbers[11];
   a.scale = float(factors[0]), a.softcap = float(factors[1]);
   gpu::AttentionArgs args = gpu::plan_attention(a, numbers[6]);
   const int64_t n = gpu::partial_floats(args, numbers[9]);

@@ -58,6 +58,19 @@ DEVICE float* partial_of(const AttentionArgs& args, int64_t b, int64_t head, int
   return args.partials + (((b * a.n_head + head) * a.n_new + token) * a.n_block + block) * (a.d_head + 2);
 }
 
+// Number d of a head of q or k for new token t, turned by the token's angle where angles are given. The twin of
+// gptcore/ops.py's rotary, each product and sum rounded apart, as there.
+DEVICE float turned(const Attention& a, const void* from, int64_t offset, int64_t b, int64_t t, int64_t d) {
+  const float x = load_any(from, a.dtype, offset + d);
+  if (!a.cos || d >= 2 * a.half) return x;
+  const bool second = a.interleaved ? d % 2 : d >= a.half;
+  const int64_t angle = (b * a.n_new + t) * a.half + (a.interleaved ? d / 2 : d % a.half);
+  const int64_t step = a.interleaved ? 1 : a.half;
+  const float other = load_any(from, a.dtype, offset + (second ? d - step : d + step));
+  const float along = times(x, a.cos[angle]), across = times(other, a.sin[angle]);
+  return second ? plus(across, along) : plus(along, -across);
+}
+
 // The new tokens at positions [from, to) into the cache, by the threads of one block.
 template <class T>
 DEVICE void append(const AttentionArgs& args, int64_t b, int64_t g, int64_t from, int64_t to, int n_thread) {
@@ -66,7 +79,7 @@ DEVICE void append(const AttentionArgs& args, int64_t b, int64_t g, int64_t from
   from = from < length ? length : from, to = to < length + a.n_new ? to : length + a.n_new;
   for (int64_t i = thread_index(); i < (to - from) * a.d_head; i += n_thread) {
     const int64_t p = from + i / a.d_head, d = i % a.d_head;
-    narrow(load_any(a.k, a.dtype, offset_of(a.k_stride, b, g, p - length) + d),
+    narrow(turned(a, a.k, offset_of(a.k_stride, b, g, p - length), b, p - length, d),
            static_cast<T*>(a.k_cache) + offset_of(a.k_cache_stride, b, g, p) + d);
     narrow(load_any(a.v, a.dtype, offset_of(a.v_stride, b, g, p - length) + d),
            static_cast<T*>(a.v_cache) + offset_of(a.v_cache_stride, b, g, p) + d);
@@ -130,7 +143,7 @@ struct Attend {
       const int r = i / kMaxHead, d = i % kMaxHead;
       s.q[r][d] = 0.0f;
       if (r < t.n && d < a.d_head)
-        s.q[r][d] = load_any(a.q, a.dtype, offset_of(a.q_stride, t.b, head_of(t, r), token_of(t, r)) + d);
+        s.q[r][d] = turned(a, a.q, offset_of(a.q_stride, t.b, head_of(t, r), token_of(t, r)), t.b, token_of(t, r), d);
     }
     if (const int r = thread_index(); r < Q) {
       s.sum[r] = 0.0f, s.position[r] = position_of(t, r);
