@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import torch
 
-from gptcore import engine, kernels
+from gptcore import engine, graph, kernels
 from gptcore.cache import init_cache, replace_, select, with_lengths
 from gptcore.device import key
 from gptcore.model import forward, residual, unembed
 from gptcore.sampling import PRESETS, Sampling, check_settings
 
-ENGINES = ("auto", "eager", "native")
+ENGINES = ("auto", "eager", "native", "graph")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class GenerateOptions:
     seed: int | Sequence[int] = 42  # one for all rows, or one a row
     stop: tuple[int, ...] = ()  # a row ends after it has drawn one of these tokens: the end of text, usually
     cached: bool = True  # False: read everything again for every token, to see what the cache saves
-    engine: str = "auto"  # who decodes: "native" (engine.py), "eager" (forward, token by token), or the better one here
+    engine: str = "auto"  # "eager" (forward, token by token), "native" (engine.py), "graph" (graph.py), or the best
 
     def __post_init__(self):
         check_settings(**self.sampling._asdict())
@@ -79,7 +79,7 @@ def generate(params, config, prompts, options=GenerateOptions(), *, tap=None, pa
     vocabulary, and logits that are not numbers.
     """
     rows = start_rows(prompts, options, config)
-    native, pace = decodes_natively(params, config, options, tap), engine.Pace()
+    ahead = decoder(who_decodes(params, config, options, tap), params, config, options, tap, packed)
     live, cache, n_new = list(range(len(rows))), None, 0
     full = [place for place in live if rows[place].make_room_(config.n_context)]  # prompts longer than the context
     while rows and n_new < options.max_new_tokens:
@@ -87,16 +87,10 @@ def generate(params, config, prompts, options=GenerateOptions(), *, tap=None, pa
         if n_new == 0 or not options.cached:
             logits, cache = prefill(params, config, [row.context for row in growing], cached=options.cached, tap=tap)
             steps = [draw(logits, growing, options.sampling)]
-        elif native:
-            packed = packed or engine.pack(params, config)
-            cache = read_again(params, config, growing, cache, full)
-            room = config.n_context + 1 - max(len(row.context) for row in growing)
-            n_steps = min(room, options.max_new_tokens - n_new)
-            steps, cache = decode_ahead(packed, growing, cache, options, n_steps, pace)
         else:
             cache = read_again(params, config, growing, cache, full, tap=tap)
-            logits, cache = decode(params, config, growing, cache, tap=tap)
-            steps = [draw(logits, growing, options.sampling)]
+            room = config.n_context + 1 - max(len(row.context) for row in growing)
+            steps, cache = ahead(growing, cache, min(room, options.max_new_tokens - n_new))
         for drawn in steps:
             tokens = [-1] * len(rows)
             for index, token in zip(live, drawn, strict=True):
@@ -112,16 +106,21 @@ def generate(params, config, prompts, options=GenerateOptions(), *, tap=None, pa
         full = [place for place, index in enumerate(live) if rows[index].make_room_(config.n_context)]
 
 
-def decodes_natively(params, config, options, tap) -> bool:
-    """Will the native decoder be used? Raises ValueError where it is asked for and cannot serve."""
-    reason = "a tap is given" if tap else "" if options.cached else "nothing is cached"
+def who_decodes(params, config, options, tap) -> str:
+    """The engine that will decode, "auto" decided. Raises ValueError where one is asked for that cannot serve."""
     if options.engine == "eager":
-        return False
+        return "eager"
+    reason = "a tap is given" if tap else "" if options.cached else "nothing is cached"
     with torch.no_grad():
-        reason = reason or engine.why_not(params, config)
-    if reason and options.engine == "native":
-        raise ValueError(f"engine: expected what the native decoder serves, but {reason}")
-    return not reason
+        why_not = {"native": reason or engine.why_not(params, config), "graph": reason or graph.why_not(params)}
+    if options.engine == "auto":
+        return next((who for who, why in why_not.items() if not why), "eager")
+    if options.engine == "graph":
+        why_not["graph"] = reason  # where none can be captured, its step runs as it is
+    if why_not[options.engine]:
+        names = {"native": "the native decoder", "graph": "a graph"}
+        raise ValueError(f"engine: expected what {names[options.engine]} serves, but {why_not[options.engine]}")
+    return options.engine
 
 
 def start_rows(prompts, options, config) -> list[Row]:
@@ -159,19 +158,34 @@ def read_again(params, config, rows, cache, full, *, tap=None):
     return with_lengths(cache, [len(row.context) - 1 for row in rows]) if full else cache
 
 
-@torch.no_grad()
-def decode(params, config, rows, cache, *, tap=None):
-    """Read each row's newest token -> (logits (B,V), a longer cache)."""
-    newest = torch.tensor([row.ids[-1:] for row in rows], device=cache.length.device)  # (B,1)
-    logits, cache = forward(params, config, newest, cache, tap=tap)
-    return logits[:, 0], cache
+def decoder(who, params, config, options, tap, packed):
+    """The engine's decode(rows, cache, n_steps) -> (a list of B tokens for each of up to n_steps, a longer cache)."""
+    pace, steps = engine.Pace(), None
+
+    @torch.no_grad()
+    def eager(rows, cache, n_steps):
+        tokens = torch.tensor([row.ids[-1:] for row in rows], device=cache.length.device)  # (B,1)
+        logits, cache = forward(params, config, tokens, cache, tap=tap)
+        return [draw(logits[:, 0], rows, options.sampling)], cache
+
+    def native(rows, cache, n_steps):
+        nonlocal packed
+        packed = packed or engine.pack(params, config)
+        settings = {"sampling": options.sampling, "stop": options.stop, "pace": pace}
+        return engine.decode_(packed, cache, **newest(rows), n_steps=n_steps, **settings)
+
+    def captured(rows, cache, n_steps):
+        nonlocal steps
+        if not (steps and steps.serves(cache)):  # the first time, and when rows have ended: others lie elsewhere
+            steps = graph.prepare(params, config, cache, options.sampling)
+        return graph.decode_(steps, cache, **newest(rows), n_steps=n_steps, stop=options.stop)
+
+    return {"eager": eager, "native": native, "graph": captured}[who]
 
 
-def decode_ahead(packed, rows, cache, options, n_steps, pace):
-    """Up to n_steps tokens for every row by the native decoder -> (a list of B tokens a step, a longer cache)."""
-    newest = torch.tensor([row.ids[-1] for row in rows])
-    settings = {"sampling": options.sampling, "stop": options.stop, "pace": pace}
-    return engine.decode_(packed, cache, newest, **words(rows), n_steps=n_steps, **settings)
+def newest(rows) -> dict:
+    """What a step reads of each row, (B,): its newest token, and the words of its draw."""
+    return {"tokens": torch.tensor([row.ids[-1] for row in rows]), **words(rows)}
 
 
 def words(rows) -> dict:

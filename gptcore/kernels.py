@@ -25,6 +25,7 @@ ABI = 3  # the operators' schemas, as csrc/module.cpp numbers them
 NOT_BUILT = "native kernels not built (invoke build)"
 MODES = ("auto", "native", "reference")
 STORED = (torch.float32, torch.bfloat16, torch.float16)
+ON_GPU = {"kv_attention_": False, "sample": False}  # was it run there? True with the first results that are committed
 
 
 class Op(NamedTuple):
@@ -103,22 +104,36 @@ def sample(logits, *, seed, position, temperature=1.0, top_k=0, top_p=1.0, min_p
     return choose("sample", logits)(logits, seed=seed, position=position, **settings)
 
 
-def _sample_native(logits, *, seed, position, **settings):
-    sampling.check_settings(**settings)
+def sample_ahead(logits, *, seed, position, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> torch.Tensor:
+    """As sample, but native code waits for nothing: -1 for a row that cannot be drawn from, and who asks finds out.
+
+    Settings are not checked either. A step that is captured in a graph draws so.
+    """
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    native = choose("sample", logits) is _sample_native
+    return (_sample_unseen if native else sampling.sample)(logits, seed=seed, position=position, **settings)
+
+
+def _sample_unseen(logits, *, seed, position, **settings):
     rows = logits.reshape(-1, logits.shape[-1]).contiguous()
     words = {"seed": _words("seed", seed, rows), "position": _words("position", position, rows)}
-    tokens = _below_autograd(torch.ops.gptcore.sample, rows, **words, **settings)
+    return _below_autograd(torch.ops.gptcore.sample, rows, **words, **settings).view(logits.shape[:-1])
+
+
+def _sample_native(logits, *, seed, position, **settings):
+    sampling.check_settings(**settings)
+    tokens = _sample_unseen(logits, seed=seed, position=position, **settings)
     if tokens.min() < 0:
-        row = int((tokens < 0).nonzero()[0])
-        best = rows[row].amax().item()
+        row = int((tokens.view(-1) < 0).nonzero()[0])
+        best = logits.reshape(-1, logits.shape[-1])[row].amax().item()
         raise ValueError(f"logits: expected a finite largest logit in row {row}, got {best}")
-    return tokens.view(logits.shape[:-1])
+    return tokens
 
 
 def _words(name, value, rows):
     """A seed or position for every row, int64 (B,)."""
     if isinstance(value, int) and -(2**63) <= value < 2**64:
-        return torch.full((len(rows),), value - 2**64 if value >= 2**63 else value)
+        return torch.full((len(rows),), value - 2**64 if value >= 2**63 else value, device=rows.device)
     if isinstance(value, torch.Tensor) and value.dtype == torch.int64 and value.shape in ((), (len(rows),)):
         return value.to(rows.device).expand(len(rows))
     got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
@@ -181,8 +196,8 @@ def why_not(name, *tensors) -> str:
     if _problem:
         return _problem
     for x in tensors:
-        if x.device.type != "cpu":
-            return f"there is no native code for {x.device.type} yet"
+        if x.device.type != "cpu" and (reason := _why_not_on(x.device.type, name)):
+            return reason
         if x.requires_grad and torch.is_grad_enabled():
             return "a gradient is needed"
         if _transformed(x):
@@ -190,6 +205,17 @@ def why_not(name, *tensors) -> str:
     if tensors and tensors[0].dtype not in STORED:
         return f"{tensors[0].dtype} is not served"
     return OPS[name].unserved(*tensors) if tensors else ""
+
+
+def _why_not_on(device_type, name):
+    """Why native code does not serve op `name` on such a device, seen from the device alone; an empty string if so."""
+    if device_type != "cuda" or name not in ON_GPU:  # torch's name for ROCm is cuda too
+        return f"there is no native code for {device_type} yet"
+    if not importlib.import_module("gptcore._C").build_info()["gpu"]:
+        return "native kernels are built without GPU code (invoke build)"
+    if not ON_GPU[name] and _mode != "native":
+        return "it was not yet run on a GPU (GPTCORE_KERNELS=native takes it)"
+    return ""
 
 
 def _transformed(x):
@@ -216,9 +242,14 @@ def _load() -> str:
 
 
 def report() -> dict:
-    """What is used and why: mode, per op {"used", "why"}, and of the library isa, isas, compiler, built_with, gpu."""
+    """What is used and why: mode, per op {"used", "why", "gpu"}; of the library isa, isas, compiler, built_with, gpu.
+
+    An op's gpu is why native code does not serve it on a GPU, an empty string if it does.
+    """
     rows = {
-        name: {"used": "reference", "why": why} if (why := why_not(name)) else {"used": "native", "why": op.condition}
+        name: {"used": "reference", "why": why, "gpu": why}
+        if (why := why_not(name))
+        else {"used": "native", "why": op.condition, "gpu": _why_not_on("cuda", name)}
         for name, op in OPS.items()
     }
     found = {"mode": _mode, "torch": torch.__version__, "ops": rows}

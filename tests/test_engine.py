@@ -381,7 +381,7 @@ def test_who_decodes_is_chosen_and_forced():
         next(generate(params, CONFIGS["gpt2"], [[1]], GenerateOptions(cached=wanted.cached), **tap))
     with kernels.using("reference"), pytest.raises(ValueError, match="but GPTCORE_KERNELS=reference"):
         next(generate(params_of("gpt2"), CONFIGS["gpt2"], [[1]], options))
-    with pytest.raises(ValueError, match="engine: expected one of auto, eager, native, got 'fast'"):
+    with pytest.raises(ValueError, match="engine: expected one of auto, eager, native, graph, got 'fast'"):
         GenerateOptions(engine="fast")
     with pytest.raises(ValueError, match=r"dtype: expected one of .*torch.int8, got torch.float16"):
         engine.pack(params_of("gpt2"), CONFIGS["gpt2"], torch.float16)

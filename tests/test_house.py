@@ -18,7 +18,7 @@ FLOORS = {
     0: ("config", "tree", "cache", "device", "files"),
     1: ("ops", "sampling", "optim", "stats", "tokenizer", "_C"),  # _C: what csrc/ is built into
     2: ("kernels",),
-    3: ("model", "checkpoint", "data", "parallel", "pretrained", "engine", "generate"),
+    3: ("model", "checkpoint", "data", "parallel", "pretrained", "engine", "graph", "generate"),
     4: ("train", "evaluate", "interpret"),
     5: ("tools",),
     6: ("tasks",),
@@ -29,8 +29,9 @@ FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}
 SIDEWAYS = {
     "cache": {"config"},
     "checkpoint": {"model"},
-    "generate": {"model", "engine"},
+    "generate": {"model", "engine", "graph"},
     "engine": {"model"},
+    "graph": {"model"},
     "parallel": {"model"},
     "pretrained": {"model", "checkpoint"},
 }

@@ -83,7 +83,8 @@ def native():
     built = f"{found['isa']} of {', '.join(found['isas'])}; {found['compiler']}" if "isa" in found else ""
     yield "native code", bool(built), built or next(iter(found["ops"].values()))["why"]
     for name, row in found["ops"].items():
-        yield name, row["used"] == "native", f"{row['used']}: {row['why']}"
+        on_gpu = f"; on a GPU: {row['gpu'] or 'native'}" if found.get("gpu") else ""
+        yield name, row["used"] == "native", f"{row['used']}: {row['why']}{on_gpu}"
 
 
 def compile_error() -> str:
