@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import native
+from tools import compile_gpu, native
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,3 +100,45 @@ def test_a_build_without_changes_is_one_line():
         pytest.skip("native kernels not built")
     done = invoke_build()
     assert (done.returncode, done.stdout, done.stderr) == (0, "native kernels: nothing changed\n", "")
+
+
+# ------------------------------------------------------------------------------------------------------------ for GPUs
+
+
+def compile_for_gpus(path, **environment):
+    """invoke compile-gpu where only the folder's compilers are found."""
+    command = [sys.executable, "-m", "invoke", "compile-gpu"]
+    places = os.environ | {"PATH": str(path), "CUDA_HOME": str(path)} | environment
+    return subprocess.run(command, cwd=ROOT, env=places, capture_output=True, text=True)
+
+
+def test_without_a_gpu_compiler_the_check_is_skipped_and_says_so(tmp_path):
+    done = compile_for_gpus(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "sm_80, sm_90: skipped, no nvcc\ngfx90a, gfx1100: skipped, no clang++ with AMD's target\n"
+
+
+def test_gpu_code_that_does_not_compile_is_an_error_with_the_compilers_words(tmp_path):
+    (tmp_path / "nvcc").write_text("#!/bin/sh\necho launch.cu: nonsense; exit 2\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    done = compile_for_gpus(tmp_path)
+    assert done.returncode == 1
+    assert "sm_90: does not compile\nlaunch.cu: nonsense\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "    0 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\nptxas info    : Used 168 registers\n"
+            "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\nptxas info    : Used 32 registers\n",
+            "2 kernels, at most 168 registers, 8 spilled",
+        ),
+        (
+            "    .vgpr_count:     60\n    .vgpr_spill_count: 0\n    .vgpr_count:     24\n    .vgpr_spill_count: 3\n",
+            "2 kernels, at most 60 registers, 3 spilled",
+        ),
+    ],
+)
+def test_registers_are_counted_as_the_compilers_tell_them(text, said):
+    assert compile_gpu.measured(text) == said

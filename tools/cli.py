@@ -10,6 +10,7 @@ import click
 from tools.benchmark import benchmark
 from tools.build import build
 from tools.compare import compare
+from tools.compile_gpu import compile_gpu
 from tools.data import data
 from tools.develop import lint, sanitize, test
 from tools.doctor import doctor
@@ -25,7 +26,7 @@ from tools.train import train
 main = click.Group(
     "gptcore",
     commands=[
-        benchmark, build, compare, data, doctor, download, evaluate, generate, harness, interpret, lint,
-        runs, sampling_demo, sanitize, test, train,
+        benchmark, build, compare, compile_gpu, data, doctor, download, evaluate, generate, harness,
+        interpret, lint, runs, sampling_demo, sanitize, test, train,
     ],
 )  # fmt: skip
