@@ -372,6 +372,18 @@ def test_what_native_does_not_serve_goes_to_the_reference():
 
 
 @needs_native
+def test_the_report_says_what_serves_on_a_gpu():
+    """Built without GPU code, or built with it and not yet run on one: never silently either."""
+    found = kernels.report()["ops"]
+    assert found["decode_"]["gpu"] == "there is no native code for cuda yet"
+    for name in kernels.ON_GPU:
+        assert found[name]["gpu"] in (
+            "native kernels are built without GPU code (invoke build)",
+            "it was not yet run on a GPU (GPTCORE_KERNELS=native takes it)",
+        )
+
+
+@needs_native
 def test_attention_compiles_without_a_graph_break():
     args, rules = attention_inputs(Attention((3, 9)))
     call = torch.compile(lambda *args: kernels.kv_attention_(*args, **rules) * 2, fullgraph=True, backend="aot_eager")
