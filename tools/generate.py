@@ -49,10 +49,10 @@ from tools.native import build_first
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "eager", "native"]),
+    type=click.Choice(["auto", "eager", "native", "graph"]),
     default="auto",
     show_default=True,
-    help="Who decodes: native kernels, torch operators, or the faster one that can.",
+    help="Who decodes: torch operators, native kernels, a CUDA graph of a whole step, or the best that can.",
 )
 @click.option(
     "--dtype",

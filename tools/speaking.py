@@ -62,7 +62,8 @@ def rounded(params, config, given):
     """
     if given["dtype"] in ("float32", "bfloat16"):
         params = tree.map(lambda leaf: leaf.to(getattr(torch, given["dtype"])), params)
-    forbidden = {"--engine eager": given["engine"] == "eager", "--no-cache": given["no_cache"]}
+    others = given["engine"] in ("eager", "graph")
+    forbidden = {f"--engine {given['engine']}": others, "--no-cache": given["no_cache"]}
     said = [f"{words} is given" for words, is_given in forbidden.items() if is_given]
     reason = said[0] if said else engine.why_not(params, config)
     if given["dtype"] != "int8":
