@@ -6,7 +6,9 @@
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,9 +41,15 @@ def toolkit(torch, cpp):
     if torch.version.hip:
         return "hip" if cpp.ROCM_HOME else ""
     homes = (os.environ.get("CUDA_HOME"), cpp.CUDA_HOME, "/usr/local/cuda")
-    home = next((home for home in homes if home and Path(home, "lib64/libcudart_static.a").exists()), None)
+    parts = ("bin/nvcc", "lib64/libcudart_static.a")
+    home = next((home for home in homes if home and all(Path(home, part).exists() for part in parts)), None)
     if home is None:
         say("no CUDA toolkit (set CUDA_HOME): building for the CPU only")
+        return ""
+    version = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)", version)
+    if torch.version.cuda and found and found[1] != torch.version.cuda.split(".")[0]:  # torch would refuse it later
+        say(f"nvcc is of CUDA {found[1]}, torch of {torch.version.cuda}: building for the CPU only")
         return ""
     cpp.CUDA_HOME = home  # a CPU torch leaves it None
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;12.0+PTX")
