@@ -65,7 +65,10 @@ def prepare(params, config, cache, sampling) -> Steps:
     zeros = lambda: torch.zeros_like(cache.length)
     steps = Steps(zeros(), zeros(), zeros(), room)
     plain = partial(step_, params, config, steps, sampling)
-    steps.run = _captured(plain, steps) if cache.length.device.type == "cuda" else plain
+    steps.run = plain
+    if cache.length.device.type == "cuda":
+        with torch.cuda.device(cache.length.device):  # which need not be the current one
+            steps.run = _captured(plain, steps)
     return steps
 
 

@@ -211,7 +211,7 @@ def _why_not_on(device_type, name):
     """Why native code does not serve op `name` on such a device, seen from the device alone; an empty string if so."""
     if device_type != "cuda" or name not in ON_GPU:  # torch's name for ROCm is cuda too
         return f"there is no native code for {device_type} yet"
-    if not importlib.import_module("gptcore._C").build_info()["gpu"]:
+    if not _gpu_code:
         return "native kernels are built without GPU code (invoke build)"
     if not ON_GPU[name] and _mode != "native":
         return "it was not yet run on a GPU (GPTCORE_KERNELS=native takes it)"
@@ -226,6 +226,7 @@ def _transformed(x):
 
 def _load() -> str:
     """Load the native library; -> what is wrong, or an empty string. Raises ValueError for a bad GPTCORE_ISA."""
+    global _gpu_code
     found = importlib.util.find_spec("gptcore._C")
     if found is None or os.path.dirname(found.origin) != os.path.dirname(__file__):  # another checkout's is not ours
         return NOT_BUILT
@@ -235,6 +236,7 @@ def _load() -> str:
         return f"native kernels do not load (invoke build): {error}"
     if library.build_info()["abi"] != ABI:
         return f"native kernels are stale (invoke build): abi {library.build_info()['abi']}, expected {ABI}"
+    _gpu_code = library.build_info()["gpu"]
     if name := os.environ.get("GPTCORE_ISA"):
         library.set_isa(name)
     _describe()
@@ -331,5 +333,6 @@ def _refusal(op):
     return call
 
 
+_gpu_code = False  # does the library have GPU code, and torch the runtime for it?
 _problem: str | None = None  # why the library cannot be used; None before it was asked for
 _choose(os.environ.get("GPTCORE_KERNELS", "auto"))

@@ -24,7 +24,7 @@ struct Tile {
 };
 
 DEVICE bool fits(const AttentionArgs& args, int64_t b) {
-  return args.a.length[b] >= 0 && args.a.length[b] + args.a.n_new <= args.n_keys;
+  return args.a.length[b] >= 0 && args.a.length[b] <= args.n_keys - args.a.n_new;
 }
 
 DEVICE Tile tile_at(const AttentionArgs& args, int64_t index) {

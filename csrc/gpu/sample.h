@@ -40,7 +40,8 @@ DEVICE uint64_t exp_weight(float x) {
 
 // 64 random bits from a seed and a position.  Philox4x32-10, Salmon et al. 2011.
 DEVICE uint64_t philox(uint64_t seed, uint64_t position) {
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32), x0 = uint32_t(position), x1 = uint32_t(position >> 32), x2 = 0, x3 = 0;
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+  uint32_t x0 = uint32_t(position), x1 = uint32_t(position >> 32), x2 = 0, x3 = 0;
   for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
     const uint64_t a = uint64_t(x0) * 0xD2511F53u, b = uint64_t(x2) * 0xCD9E8D57u;
     x0 = uint32_t(b >> 32) ^ x1 ^ k0, x1 = uint32_t(b), x2 = uint32_t(a >> 32) ^ x3 ^ k1, x3 = uint32_t(a);
