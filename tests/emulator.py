@@ -36,6 +36,8 @@ def libraries() -> dict:
         digest.update(path.read_bytes())
     paths = {warp: ROOT / "build" / f"emulator-{warp}-{digest.hexdigest()[:16]}.so" for warp in WARPS}
     (ROOT / "build").mkdir(exist_ok=True)
+    for old in set((ROOT / "build").glob("emulator-*.so")) - set(paths.values()):
+        old.unlink(missing_ok=True)
     started = []
     for warp, path in paths.items():
         if not path.exists():
