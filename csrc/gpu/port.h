@@ -33,7 +33,7 @@ using Sixteen = uint4;                               // bytes, that one instruct
 DEVICE Sixteen load16(const void* from) { return *static_cast<const uint4*>(from); }
 
 template <class Kernel, class Args>
-__global__ void __launch_bounds__(Kernel::kThreads) kernel(const Args args) {
+__global__ void __launch_bounds__(Kernel::kThreads, 1) kernel(const Args args) {
   __shared__ typename Kernel::Shared shared;
   Kernel::body(args, shared);
 }
