@@ -131,7 +131,7 @@ void take_strides(int64_t* to, const Tensor& x) {
 }
 
 const float* angles_of(const char* name, const Tensor& x, const Attention& a) {
-  check_cpu(name, x), check_shape(name, x, {a.n_row, a.n_new, 1, a.half});
+  check_shape(name, x, {a.n_row, a.n_new, 1, a.half});
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous(), name, ": expected float32, contiguous");
   return static_cast<const float*>(x.const_data_ptr());
 }
@@ -176,6 +176,7 @@ Tensor kv_attention_cpu_(const Tensor q, const Tensor k, const Tensor v, Tensor 
   if (cos) {
     a.half = cos->dim() ? cos->size(-1) : 0, a.interleaved = interleaved;
     STD_TORCH_CHECK(2 * a.half <= a.d_head, "cos: expected at most ", a.d_head / 2, " angles, got ", shape_of(*cos));
+    check_cpu("cos", *cos), check_cpu("sin", *sin);
     a.cos = angles_of("cos", *cos, a), a.sin = angles_of("sin", *sin, a);
   }
   Tensor z = torch::stable::new_empty(q, {a.n_row, a.n_head, a.n_new, a.d_head}, q.scalar_type());
@@ -406,7 +407,7 @@ Tensor sample_gpu(const Tensor logits, const Tensor seed, const Tensor position,
 // As on the CPU, but nobody waits for the lengths: a row that would not fit into n_keys is not written, and its z is NaN.
 Tensor kv_attention_gpu_(const Tensor q, const Tensor k, const Tensor v, Tensor k_cache, Tensor v_cache, const Tensor length,
                          int64_t n_keys, std::optional<double> scale, std::optional<Tensor> alibi_slopes, int64_t window,
-                         double softcap) {
+                         double softcap, std::optional<Tensor> cos, std::optional<Tensor> sin, bool interleaved) {
   const Device device("q", q);
   STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k_cache.dim() == 4, "q, k, k_cache: expected four axes, got ", shape_of(q), ", ",
                   shape_of(k), ", ", shape_of(k_cache));
@@ -434,6 +435,13 @@ Tensor kv_attention_gpu_(const Tensor q, const Tensor k, const Tensor v, Tensor 
     STD_TORCH_CHECK(alibi_slopes->scalar_type() == ScalarType::Float, "alibi_slopes: expected float32");
     check_last("alibi_slopes", *alibi_slopes);
     a.slopes = static_cast<const float*>(alibi_slopes->const_data_ptr());
+  }
+  STD_TORCH_CHECK(bool(cos) == bool(sin), "cos, sin: expected both or neither");
+  if (cos) {
+    a.half = cos->dim() ? cos->size(-1) : 0, a.interleaved = interleaved;
+    STD_TORCH_CHECK(2 * a.half <= a.d_head, "cos: expected at most ", a.d_head / 2, " angles, got ", shape_of(*cos));
+    device.check("cos", *cos), device.check("sin", *sin);
+    a.cos = angles_of("cos", *cos, a), a.sin = angles_of("sin", *sin, a);
   }
   Tensor z = torch::stable::new_empty(q, {a.n_row, a.n_head, a.n_new, a.d_head}, q.scalar_type());
   a.z = z.mutable_data_ptr(), a.q = q.const_data_ptr(), a.k = k.const_data_ptr(), a.v = v.const_data_ptr();
