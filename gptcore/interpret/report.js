@@ -211,7 +211,8 @@ function grid(spec) {
     let context = surface(gutter, 1, 1);
     const wide = (words) => Math.max(...words.map((word) => context.measureText(word).width));
     const labels = spec.columns.map((label) => [label].flat()), longest = wide(labels.flat());
-    const left = Math.ceil(Math.min(110, 10 + wide(spec.rows)));
+    const roomy = tall || node.clientWidth > 14 * nColumns;  // else labels are left out
+    const left = roomy ? Math.ceil(Math.min(110, 10 + wide(spec.rows))) : 8;
     w = clamp((node.clientWidth - left - 8) / nColumns, narrow, widest);
     h = tall || w;
     const upright = w < 60 && longest > w - 6;  // labels that do not fit are turned; in tiny cells there are none
@@ -371,7 +372,11 @@ KINDS.scores = (data, say) => {
     const text = [fixed(corrected[i]), el("span", { class: "bar" }, bar, span)];
     return el("td", { tabindex: -1, onfocus: show, onpointerenter: show }, ...text);
   };
-  const lines = heads.map((head, i) => el("tr", { onclick: () => choose({ head: id(i) }) },
+  const open = (i) => {
+    choose({ head: id(i) });
+    page.seen?.all.node.scrollIntoView({ block: "center" });
+  };
+  const lines = heads.map((head, i) => el("tr", { onclick: () => open(i) },
     el("td", {}, headName(head)), ...names.map((name) => cell(name, i)),
     el("td", {}, ...data.labels[i].map((label) => el("span", { class: "tag" }, label.replace("_", " "))))));
   const titles = names.map((name) => el("th", {}, el("button", { onclick: () => sort(name) }, name)));
@@ -470,7 +475,7 @@ KINDS.heads = (data, say) => {
   const turn = (value) => { from = value === "from"; update(); };
   const cells = (i) => range(n).flatMap((q) => range(q + 1).map((k) => [...heads[i], q, k, pattern(i)[start(q) + k]]));
   return {
-    controls: [choice("Colour the text by", { from: "looks at", to: "is looked at by" }, turn), data.norms ? box : ""],
+    controls: [choice("Colour by", { from: "looks at", to: "is looked at by" }, turn), data.norms ? box : ""],
     body: [el("div", { class: "two" }, el("div", {}, el("h3", {}, "All heads"), all.node),
       el("div", {}, heading, one.node)), legend("0", "1"), caption, text.node],
     rows: (every) => [["layer", "head", "query", "key", "weight"],
@@ -484,7 +489,7 @@ KINDS.lens = (data, say) => {
   let lens = lenses[kinds[0]], measure = "p";
   const most = (key) => Math.max(1e-9, ...kinds.flatMap((kind) => lenses[kind][key].flat()));
   const falls = (key, f = (x) => x) => (r, q) => (none(lens[key][r][q]) ? null : 1 - f(lens[key][r][q]) / f(most(key)));
-  const MEASURES = {  // what is coloured, its t in [0, 1], and the words at the ends; darker is always surer
+  const MEASURES = {  // what is coloured, its t in [0, 1], and the words at the ends; 1 is always surest
     p: ["probability", (r, q) => lens.p[r][q][0], "0 %", "100 %"],
     rank: ["rank of the next token", falls("rank", Math.log1p), "last", "first"],
     entropy: ["entropy", falls("entropy"), "undecided", "sure"],

@@ -29,8 +29,8 @@ KINDS = {
     "about": "What was looked at: the model, down to the fingerprint of its weights, and what it read.",
     "scores": "Each head is scored for what it looks at: 0 is what chance would reach, 1 is always. Choose a row to "
     "open its head; a heading sorts.",
-    "heads": "Every row of a pattern is one token looking back: the darker a cell, the more of that earlier token it "
-    "takes.",
+    "heads": "Every row of a pattern is one token looking back: the stronger a cell's colour, the more of that earlier "
+    "token it takes.",
     "lens": "What the model would say next if it stopped after each layer: read a column downwards to watch it make "
     "up its mind.",
     "waterfall": "The score of one next token as a sum of what each part of the network wrote: blue pushes it up, "
@@ -46,7 +46,8 @@ KINDS = {
 NOTES = {
     "heads": "Colours follow the root of the weight, so that a tenth is still seen. Weights are kept in 256 steps: "
     "what is shown is within 1/510 of what was measured.",
-    "lens": "Darker is surer. Underlined: the guess is the token that came next. The last row is what the model says.",
+    "lens": "A stronger colour is surer. Underlined: the guess is the token that came next. The last row is what the "
+    "model says.",
     "patching": "In percent. Colours stop at ±100 %, numbers do not. Where the prompts differ, the corrupted token "
     "stands below the clean one. Hatched: not defined.",
 }
@@ -61,6 +62,8 @@ SCORES = {  # what a high score says of a head
     "sparse": "It looks at one token only: the mean of its largest weight.",
 }
 COMMENT = re.compile(r"^ *//.*|  // .*|^ */\*[^*]*\*/", re.MULTILINE)
+STANDS_OUT = 0.3  # beyond chance: from here on an induction head is called weak, not minimal
+INTRODUCTION = "Choose a token in the line below, and every panel marks it; choose a head, and every panel shows it."
 HINT = "Point at something, or use the arrow keys, to read its numbers."
 MOST_BARS = 24  # of a waterfall; the smaller ones are one bar
 DIGITS = 4  # significant ones; patterns are kept in 256 steps instead
@@ -107,6 +110,7 @@ def _page(title, panels):
         f"<title>{escape(title)}</title>",
         f"<style>{style}</style></head>",
         f"<body><header><h1>{escape(title)}</h1>",
+        f'<p class="lead">{INTRODUCTION if any(map(_has_text, panels)) else ""}</p>',
         "<nav>", *(f'<a href="#panel-{n}">{escape(panel.title)}</a>' for n, panel in numbered), "</nav></header>",
         '<div id="text"></div><main>', *(_section(n, panel) for n, panel in numbered), "</main>",
         "<noscript>The pictures are drawn with JavaScript, which is switched off here.</noscript>",
@@ -116,6 +120,10 @@ def _page(title, panels):
         f"<script>{script}</script></body></html>",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _has_text(panel):
+    return "tokens" in panel.data
 
 
 def _section(number, panel):
@@ -277,10 +285,13 @@ def head_scores(title, scores, *, notes=()) -> Panel:
         column = {"corrected": value, "low": low, "high": high, "value": score.value, "chance": chance}
         columns[name] = {key: each.flatten() for key, each in column.items()}
         top = value.flatten().nan_to_num(-math.inf).argmax().item()
-        best.append(f"{name} {head_name(*heads[top])} ({value.flatten()[top]:.2f})")
+        if name not in SHAPES and value.flatten()[top] > STANDS_OUT:
+            best.append(f"{name} {head_name(*heads[top])} ({value.flatten()[top]:.2f})")
     named = [list(each) or ["mixed"] for layer in labels(scores) for each in layer]
     data = {"heads": heads, "scores": columns, "labels": named, "words": {n: SCORES.get(n, "") for n in columns}}
-    return Panel("scores", title, data | {"findings": [f"The strongest: {', '.join(best)}."], "notes": notes})
+    nothing = f"No head stands out: none of what it could look for reaches {STANDS_OUT} beyond chance."
+    finding = f"What stands out: {', '.join(best)}." if best else nothing
+    return Panel("scores", title, data | {"findings": [finding], "notes": notes})
 
 
 def attention(title, tokens, patterns, *, norms=None, named=None) -> Panel:
@@ -314,7 +325,7 @@ def lens(title, tokens, lenses, text, *, row=0) -> Panel:
     targets = [text([id])[0] if id >= 0 else None for id in first.target[row].tolist()]
     rows = [name if name == "embed" else f"block {name}" for name in first.names]
     middle = first.settled[row].double().median()
-    finding = f"Half of the tokens are settled by the row {rows[int(middle)]}: from there the guess stays as it is."
+    finding = f"Half of the guesses no longer change from {rows[int(middle)]} on."
     data = {"tokens": tokens, "rows": rows, "targets": targets, "lenses": shown, "findings": [finding]}
     return Panel("lens", title, data)
 
@@ -325,7 +336,9 @@ def waterfall(title, tokens, direct, target, foil=None, *, row=0, position=-1, c
     data = {"tokens": tokens, "position": position % len(tokens), "target": target, "foil": foil}
     largest = max(parts, key=lambda part: abs(part[1]))
     notes = ["This model bends its logits at a cap; the total is the logit before that."] if capped else []
-    finding = f"The largest part is {largest[0]}, {largest[1]:+.2f} of {direct.logit[row]:.2f}."
+    finding = f"The largest part is {largest[0]}: {largest[1]:+.2f}, of {direct.logit[row]:.2f} in all.".replace(
+        "-", "−"
+    )
     data |= bars(parts, direct.constant[row].item())
     return Panel("waterfall", title, data | {"notes": notes, "findings": [finding]})
 

@@ -11,8 +11,11 @@ from tools.interpret.attribute import attribute
 from tools.interpret.induction_heads import induction_heads
 from tools.interpret.logit_lens import logit_lens
 from tools.interpret.patch import patch
+from tools.interpret.report import report
 from tools.interpret.steer import steer
 
 interpret = click.Group(
-    "interpret", commands=[attention, attribute, induction_heads, logit_lens, patch, steer], help="Look inside a run."
+    "interpret",
+    commands=[attention, attribute, induction_heads, logit_lens, patch, report, steer],
+    help="Look inside a run.",
 )

@@ -18,13 +18,17 @@ with_text = _all(
     click.option("--interactive", is_flag=True, help="Ask for text after text; quit, exit or q ends."),
 )
 
-with_model = _all(
+with_machine = _all(
     click.option(
         "--run", metavar="RUN", help="A run or step folder, or a run's name (default: the newest run's best step)."
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
     click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores)."),
     click.option("--seed", type=int, default=42, show_default=True, help="Of whatever is drawn."),
+)
+
+with_model = _all(
+    with_machine,
     click.option(
         "--json", metavar="FILE", help="Write every number; - is standard output, which then holds nothing else."
     ),
