@@ -258,6 +258,15 @@ def test_the_budget():
     assert len(report.html("x", many_heads(3, 12, 128)[0])) <= 1_000_000
 
 
+def test_the_page_opens_the_head_that_stands_out_most():
+    """Of those whose patterns are there; a score of a pattern's shape says nothing about what a head is for."""
+    panels, value = many_heads(2, 3, 8)
+    uniform = {"uniform": dict.fromkeys(("corrected", "value"), 1 - value)}
+    panels[0].data["scores"] |= uniform
+    assert data_of(report.html("x", panels))["head"] == "{}.{}".format(*divmod(value.argmax().item(), 3))
+    assert data_of(report.html("x", panels[:1]))["head"] is None
+
+
 def test_above_the_budget_the_best_heads_stay_and_the_others_are_named():
     """Seen to fail when the best are taken over all layers alike."""
     panels, value = many_heads(6, 8, 64)

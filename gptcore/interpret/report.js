@@ -16,7 +16,7 @@ const byId = (name) => document.getElementById(name);
 const json = byId("data").textContent, page = JSON.parse(json);
 const range = (n) => Array.from({ length: n }, (_, i) => i);
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
-const none = (x) => x === null || x === undefined;
+const none = (x) => x == null;  // or undefined
 
 // An element with attributes, listeners (onclick: f) and children; strings become text nodes.
 function el(tag, given = {}, ...children) {
@@ -128,8 +128,8 @@ let nChoices = 0;
 function choice(legend, words, change) {  // words: {value: what stands there}
   const name = `choice-${nChoices++}`;
   return el("fieldset", {}, el("legend", {}, legend), ...Object.entries(words).map(([value, word], i) => {
-    const checked = i ? null : "", onchange = () => change(value);
-    return el("label", {}, el("input", { type: "radio", name, checked, onchange }), el("span", {}, word));
+    const input = el("input", { type: "radio", name, checked: i ? null : "", onchange: () => change(value) });
+    return el("label", {}, input, el("span", {}, word));
   }));
 }
 
@@ -177,7 +177,7 @@ function table([head, ...body], most = 1000) {
 function grid(spec) {
   const canvas = el("canvas", stop(`${spec.name}; arrow keys move, Enter selects`));
   const gutter = el("canvas", { class: "gutter", "aria-hidden": "true" });
-  const mark = el("div", { class: "mark", hidden: "" });
+  const mark = el("div", { class: "mark" });
   const plot = el("div", { class: "plot" }, canvas, mark), node = el("div", { class: "grid" }, gutter, plot);
   const nRows = spec.rows.length, nColumns = spec.columns.length, [narrow, widest, tall] = spec.cell;
   const self = { node, canvas, at: [0, 0], go, draw, picture };
@@ -213,10 +213,12 @@ function grid(spec) {
     const labels = spec.columns.map((label) => [label].flat()), longest = wide(labels.flat());
     const roomy = tall || node.clientWidth > 14 * nColumns;  // else labels are left out
     const left = roomy ? Math.ceil(Math.min(110, 10 + wide(spec.rows))) : 8;
-    w = clamp((node.clientWidth - left - 8) / nColumns, narrow, widest);
+    const least = "print" in root.dataset ? 1 : narrow;  // paper does not scroll
+    w = clamp((node.clientWidth - left - 8) / nColumns, least, widest);
     h = tall || w;
     const upright = w < 60 && longest > w - 6;  // labels that do not fit are turned; in tiny cells there are none
-    top = w < 11 ? 4 : upright ? Math.min(96, longest + 10) : 6 + 16 * Math.max(...labels.map((label) => label.length));
+    const lines = Math.max(...labels.map((label) => label.length)), long = wide(labels.map((label) => label.join(" ")));
+    top = w < 11 ? 4 : upright ? Math.min(96, 10 + long) : 6 + 16 * lines;
     const height = top + Math.round(nRows * h);
     context = surface(gutter, left, height);
     context.textAlign = "right";
@@ -265,11 +267,7 @@ function grid(spec) {
     return both;
   }
 
-  const show = ({ type }) => {
-    mark.hidden = type === "blur" || (type === "pointerleave" && document.activeElement !== canvas);
-  };
   const under = (event) => go(Math.floor((event.offsetY - top) / h), Math.floor(event.offsetX / w));
-  on(canvas, "focus blur pointerenter pointerleave", show);
   on(canvas, "focus", () => go(...self.at));
   on(canvas, "pointermove click", under);
   on(canvas, "click", () => spec.pick(...self.at));
@@ -690,7 +688,7 @@ byId("json").onclick = () => save("report.json", "application/json", json);
 for (const tokens of page.texts.slice(0, 1)) byId("text").append(strip({ text: 0, tokens }, "The text").node);
 drawAll();
 panels.forEach((panel, i) => panel.section.append(footer(panel, `${panel.kind}-${i + 1}`)));
-if (page.seen) choose({ head: page.seen.names[0] });
+if (page.seen) choose({ head: page.head ?? page.seen.names[0] });
 
 let wide = innerWidth;
 on(window, "resize", () => { if (innerWidth !== wide) { wide = innerWidth; drawAll(); } });

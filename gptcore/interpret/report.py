@@ -172,8 +172,21 @@ def _data(panels):
             texts += [] if tokens in texts else [tokens]
             data["text"] = texts.index(tokens)
         shown.append({"kind": panel.kind, "title": panel.title, "data": data})
-    page = {"texts": texts, "panels": shown}
+    page = {"texts": texts, "head": _first_head(panels), "panels": shown}
     return json.dumps(page, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _first_head(panels):
+    """The head to begin with, "layer.head": of those whose patterns are there the one that stands out most."""
+    there = {tuple(head) for panel in panels if panel.kind == "heads" for head in panel.data["heads"]}
+    found = [
+        (value, tuple(head))
+        for panel in panels if panel.kind == "scores"
+        for name, score in panel.data["scores"].items() if name not in SHAPES
+        for head, value in zip(panel.data["heads"], plain(score["corrected"]), strict=True)
+        if value is not None and tuple(head) in there
+    ]  # fmt: skip
+    return "{}.{}".format(*max(found, key=lambda each: each[0])[1]) if found else None
 
 
 def plain(value):
