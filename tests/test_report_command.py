@@ -13,7 +13,8 @@ from cases import random_params
 from typed import snapshot, typed
 
 from gptcore import architecture, checkpoint, forward, tokenizer
-from gptcore.interpret import pairs
+from gptcore.interpret import pairs, report
+from gptcore.interpret.attention import patterns
 from tools.interpret.report_view import DEMO
 
 BYTE = tokenizer.named("byte")
@@ -105,3 +106,32 @@ def test_wrong_input_is_one_line_and_nothing_is_written(house, words, said):
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert snapshot(house) == before
+
+
+def test_every_view_can_be_a_page(house):
+    """The same numbers as the library's; of several texts each panel says whose it is."""
+    views = [
+        (["attention", "--text", "abcab"], ["Heads", "Attention"]),
+        (["attention", "--text", "abcab", "--value-weighted"], ["Heads", "Value-weighted attention"]),
+        (["logit-lens", "--demo"], ["Logit lens, text 1", "Logit lens, text 2", "Logit lens, text 3"]),
+        (["induction-heads", "--num-sequences", "5"], ["Heads on random repeats"]),
+    ]
+    for (command, *words), titles in views:
+        done = typed(f"interpret.{command}", "--run", "tiny", *words, "--html", "view.html", cwd=house)
+        assert (done.status, done.stderr) == (0, "")
+        panels, texts = panels_of(house / "view.html")
+        assert list(panels) == titles
+        if command == "attention":
+            loaded, ids = checkpoint.load_model(house / "runs" / "tiny"), torch.tensor([BYTE.encode("abcab")])
+            weighted = "--value-weighted" in words
+            wanted = patterns(loaded.params, loaded.config, ids, value_weighted=weighted)[:, 0].flatten(0, 1)
+            found = report.unpacked(panels[titles[1]]["patterns"], 8, 5)
+            assert (found - wanted).abs().max() <= 1 / 510 + 1e-6
+            assert texts == [list("abcab")]
+
+
+def test_a_history_is_no_page(house):
+    words = ("--run", "tiny", "--history", "--html", "x.html")
+    done = typed("interpret.induction-heads", *words, cwd=house)
+    assert (done.status, done.stdout) == (2, "")
+    assert "html: expected the heads of one step, got --history" in done.stderr

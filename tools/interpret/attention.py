@@ -2,7 +2,7 @@
 
 import click
 
-from tools.interpret.options import with_model, with_text
+from tools.interpret.options import with_html, with_model, with_text
 
 
 @click.command()
@@ -14,6 +14,7 @@ from tools.interpret.options import with_model, with_text
 )
 @click.option("--value-weighted", is_flag=True, help="Weigh each key by the length of what it brings.")
 @with_model
+@with_html
 def attention(**given):
     """Show where heads look: the strongest a score, a layer's heads with labels, or one head's pattern."""
     from tools.interpret import attention_view, looking

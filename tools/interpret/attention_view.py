@@ -4,6 +4,7 @@ import torch
 from rich.cells import cell_len
 from rich.text import Text
 
+from gptcore.interpret import report
 from gptcore.interpret.attention import (
     DETECTORS,
     MIN_SEQUENCES,
@@ -58,7 +59,18 @@ def show(model, text, given, console) -> Document:
     else:
         show_pattern(model, ids, weights[layer, head], layer, head, given, console)
     console.print(counter.line())
-    return Document(ids, as_json(found, weights, layer, head), cells(model, ids, found, weights, layer, head))
+    panels = panels_of(model, ids, found, weights, given["value_weighted"])
+    return Document(ids, as_json(found, weights, layer, head), cells(model, ids, found, weights, layer, head), panels)
+
+
+def panels_of(model, ids, found, weights, value_weighted) -> tuple[report.Panel, ...]:
+    """The scores, and the pattern of every head."""
+    title = "Value-weighted attention" if value_weighted else "Attention"
+    tokens = report.token_texts(model.tokenizer, ids)
+    return (
+        report.head_scores("Heads", found, notes=["One text gives no interval."]),
+        report.attention(title, tokens, weights, named=labels(found)),
+    )
 
 
 def within(name, number, n) -> None:

@@ -2,7 +2,7 @@
 
 import click
 
-from tools.interpret.options import with_model
+from tools.interpret.options import with_html, with_model
 
 
 @click.command("induction-heads")
@@ -16,6 +16,7 @@ from tools.interpret.options import with_model
 @click.option("--history", is_flag=True, help="The moving picture: the same over every saved step of the run.")
 @click.option("--svg", metavar="FILE", help="With --history: draw it.")
 @with_model
+@with_html
 def induction_heads(**given):
     """Find induction heads on random tokens twice: scores, copying, the heads that feed them, what each is worth."""
     from tools.interpret import induction_view

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from gptcore import checkpoint, device, tree
 from gptcore.files import write_whole
+from gptcore.interpret import report
 from gptcore.interpret.attention import find_heads, patterns, strength
 from gptcore.interpret.induction import (
     copying_eigenvalues,
@@ -46,6 +47,8 @@ def show(given) -> int:
 def check(given) -> None:
     """Raise ValueError for options that do not go together, and files in no folder, before any work is done."""
     check_options(given)
+    if given["html"] and given["history"]:
+        raise ValueError("html: expected the heads of one step, got --history, which --svg draws")
     if given["svg"] and not given["history"]:
         raise ValueError("svg: expected --history beside it, which is what is drawn, got it alone")
     if given["svg"] and not Path(given["svg"]).parent.is_dir():
@@ -100,7 +103,8 @@ def show_heads(model, groups, given, console, counter) -> Document:
     show_pairs(pairs, console)
     if pairs:
         counter.n_rows += show_example(model, pairs[0], console)
-    return Document([], as_json(found, copies, pairs, groups), cells(found, copies))
+    panel = report.head_scores("Heads on random repeats", found.scores, notes=[f"{told(groups)}. {WORTH}"])
+    return Document([], as_json(found, copies, pairs, groups), cells(found, copies), (panel,))
 
 
 def show_losses(found, console) -> None:

@@ -4,6 +4,7 @@ import torch
 from rich.text import Text
 
 from gptcore import data
+from gptcore.interpret import report
 from gptcore.interpret.lens import fit_tuned_lens, load_tuned_lens, logit_lens, save_tuned_lens
 from tools.interpret.looking import Counter, Document, ids_of, print_table
 from tools.interpret.tokens import token_cell, token_text
@@ -34,7 +35,10 @@ def show(model, text, given, console) -> Document:
         show_one(model, ids, found, position, console)
     console.print(counter.line())
     places = range(len(ids)) if position is None else [position]
-    return Document(ids, as_json(model, found, places), cells(model, ids, found, places))
+    text_of = lambda ids: report.token_texts(model.tokenizer, ids)
+    name = f"{given['lens'].capitalize()} lens"
+    panel = report.lens(name, text_of(ids), {given["lens"]: found}, text_of)
+    return Document(ids, as_json(model, found, places), cells(model, ids, found, places), (panel,))
 
 
 def where(position, n_tokens) -> int | None:

@@ -2,7 +2,7 @@
 
 import click
 
-from tools.interpret.options import with_model, with_text
+from tools.interpret.options import with_html, with_model, with_text
 
 
 def place(context, parameter, value):
@@ -34,6 +34,7 @@ def place(context, parameter, value):
     "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
 )
 @with_model
+@with_html
 def logit_lens(**given):
     """Read the stream after every block: likeliest tokens, rank of a target, distance to the final prediction."""
     from tools.interpret import lens_view, looking

@@ -1,7 +1,7 @@
 """What every command of interpret does: find texts and their ids, draw tables that fit, write documents.
 
-A command collects a Document for each text that it looked at and ends with write(), which is where --json and --csv
-are honoured.
+A command collects a Document for each text that it looked at and ends with write(), which is where --json, --csv and
+--html are honoured.
 """
 
 import csv
@@ -22,20 +22,24 @@ from rich.text import Text
 
 from gptcore import checkpoint
 from gptcore.files import write_whole
+from gptcore.interpret import report
 from tools.interpret.tokens import token_text
 from tools.machine import set_up
 
 ENDS = ("quit", "exit", "q")
 MORE = "--json or --csv"  # where the columns are that do not fit
-DOCUMENTS = ("json", "csv")
+DOCUMENTS = ("json", "csv", "html")
 
 
 class Document(NamedTuple):
-    """What one text gave: its ids, the numbers as plain JSON, and the same as rows of cells, {column: value}."""
+    """What one text gave: its ids, the numbers as plain JSON, the same as rows of cells, {column: value}, and as panels
+    of a page.
+    """
 
     ids: list[int]
     result: dict[str, Any]
     rows: list[dict[str, Any]]
+    panels: tuple[report.Panel, ...] = ()
 
 
 class Counter:
@@ -54,8 +58,9 @@ class Counter:
 def check_options(given) -> None:
     """Raise ValueError for documents that cannot be written, before any work is done."""
     asked = {name: given[name] for name in DOCUMENTS if given.get(name)}
-    if list(asked.values()).count("-") > 1:
-        raise ValueError("csv: expected a file beside --json -, got -")
+    first, *others = [name for name, path in asked.items() if path == "-"] or [""]
+    if others:
+        raise ValueError(f"{others[0]}: expected a file beside --{first} -, got -")
     for name, path in asked.items():
         if path == "-" and given.get("interactive"):
             raise ValueError(f"{name}: expected a file beside --interactive, which asks on standard output, got -")
@@ -168,12 +173,24 @@ def print_table(console, columns, rows, *, left=(), title="", most=24, gap=2) ->
 
 def write(given, model, tool, documents, console) -> None:
     """--json: a line of JSON for each text; --csv: a row for each cell, in front its text's number. Undefined is empty
-    in CSV and null in JSON.
+    in CSV and null in JSON. --html: the panels of all texts on one page.
     """
     if given["json"]:
         emit(given["json"], "".join(json_line(given, model, tool, document) for document in documents), console)
     if given["csv"]:
         emit(given["csv"], csv_table(documents), console)
+    if given.get("html"):
+        emit(given["html"], report.html(f"Inside {model.name}", numbered(documents)), console)
+
+
+def numbered(documents) -> list[report.Panel]:
+    """The panels of all documents; of several texts each title says whose it is."""
+    name = lambda panel, n: panel.title if len(documents) == 1 else f"{panel.title}, text {n}"
+    return [
+        panel._replace(title=name(panel, n))
+        for n, document in enumerate(documents, start=1)
+        for panel in document.panels
+    ]
 
 
 def json_line(given, model, tool, document) -> str:

@@ -27,6 +27,10 @@ with_machine = _all(
     click.option("--seed", type=int, default=42, show_default=True, help="Of whatever is drawn."),
 )
 
+with_html = click.option(
+    "--html", metavar="FILE", help="Write a page to look at, which needs nothing else; - as above."
+)
+
 with_model = _all(
     with_machine,
     click.option(
