@@ -267,6 +267,15 @@ def test_the_page_opens_the_head_that_stands_out_most():
     assert data_of(report.html("x", panels[:1]))["head"] is None
 
 
+def test_what_cannot_be_compared_is_said_and_not_drawn():
+    other = Comparison("a", "b", "too few documents (3)", None, math.nan, math.nan)
+    panel = report.comparison("x", [other], [(1.0, 2.0)], margin=0.01)
+    assert panel.data["intervals"] == []
+    assert "b against a: too few documents (3)." in report.html("x", [panel])
+    with pytest.raises(ValueError, match="documents: expected at least one, got none"):
+        report.comparison("x", [other], [], margin=0.01)
+
+
 def test_above_the_budget_the_best_heads_stay_and_the_others_are_named():
     """Seen to fail when the best are taken over all layers alike."""
     panels, value = many_heads(6, 8, 64)

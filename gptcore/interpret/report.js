@@ -589,10 +589,10 @@ KINDS.losses = (data, say) => {
     const each = (width - 30) / tokens.length, y = (v) => 130 - v / top * 116;
     const fill = (v) => css(scale(0.25 + 0.75 * v / top));
     const bar = (v, i) => box(30 + (i + 0.1) * each, y(v), each * 0.8, y(0) - y(v), { fill: fill(v) });
-    return { height: 152, stops: tokens.map((_, i) => [30 + i * each, 14, each, 116]), shapes: [
+    return { height: 140, stops: tokens.map((_, i) => [30 + i * each, 14, each, 116]), shapes: [
       ...[0, top / 2, top].flatMap((v) => [line(30, y(v), width, y(v)), small(24, y(v) + 4, v.toFixed(1), "end")]),
       ...nats.map((v, i) => (none(v) ? "" : bar(v, i))),
-      dashed(30, y(mean), width, y(mean)), small(30, 148, `nats a token; dashed: the mean, ${fixed(mean)}`)] };
+      dashed(30, y(mean), width, y(mean))] };
   }, show);
   const text = strip(data, "Tokens by surprise", show);
   drawings.push(() => text.shade(nats.map((v) => (none(v) ? null : v / top))));
@@ -617,9 +617,10 @@ KINDS.comparison = (data, say) => {
       box(x(-margin), 0, x(margin) - x(-margin), under, { fill: theme.line }), dashed(x(0), 0, x(0), under),
       ...intervals.flatMap(({ name, word, value }, i) =>
         [write(16, i * 44 + 16, `${name}: ${word}`), box(...spans[i]), dot(x(value), i * 44 + 30, 6, theme.accent)]),
-      small(16, under + 18, `${unit}; grey: too small to matter`), dashed(16, base + side, 16 + side, base),
+      small(16, under + 18, `${num(least)} ${unit}`), small(x(0), under + 18, 0, "middle"),
+      small(width - 16, under + 18, num(most), "end"), dashed(16, base + side, 16 + side, base),
       ...dots.map(([cx, cy], i) => dot(cx, cy, 4, push(documents[i][0] - documents[i][1]))),
-      small(16, base + side + 16, `documents: ${first} across, ${second} up; blue where it is better`)] };
+      small(16, base + side + 16, num(floor)), small(16 + side, base + side + 16, num(roof), "end")] };
   }, (i) => {
     const { name, value, low, high, p, word } = intervals[i] || {}, [a, b] = documents[i - intervals.length] || [];
     say(name ? `${name}: ${num(value)} ${unit}${interval(low, high, num)}, p = ${num(p)}: ${word}.`
@@ -635,11 +636,11 @@ KINDS.reliability = (data, say) => {
     const stops = bins.map((i) => [x(confidence[i]) - 6, y(accuracy[i]) - 6, 12, 12]);
     const scales = [0, 0.25, 0.5, 0.75, 1].flatMap((v) =>
       [line(44, y(v), x(1), y(v)), small(36, y(v) + 4, 100 * v, "end"), small(x(v), side + 28, 100 * v, "middle")]);
-    return { height: floor + 24, stops, shapes: [...scales, dashed(x(0), y(0), x(1), y(1)), ...bins.flatMap((i) => {
+    return { height: floor + 8, stops, shapes: [...scales, dashed(x(0), y(0), x(1), y(1)), ...bins.flatMap((i) => {
       const cx = x(confidence[i]), tall = 44 * n[i] / most;
       return [box(cx - 1, y(high[i]), 2, y(low[i]) - y(high[i])), dot(cx, y(accuracy[i]), 5, theme.accent),
         box(cx - 5, floor - tall, 10, tall, { fill: theme.muted })];
-    }), small(44, floor + 16, "percent; across: said, up: came true; below: forecasts")] };
+    })] };
   }, (i) => say(`Said ${percent(confidence[i])}, came true ${percent(accuracy[i])}`
     + `${interval(low[i], high[i], percent)}, in ${num(n[i])} forecasts.`));
   const keys = ["n", "confidence", "accuracy", "low", "high"], rows = bins.map((i) => keys.map((key) => data[key][i]));

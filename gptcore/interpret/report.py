@@ -44,12 +44,17 @@ KINDS = {
     "model is too sure of itself.",
 }
 NOTES = {
+    "losses": "Nats a token; dashed: the mean.",
+    "comparison": "Above, the difference with its 95 % interval; grey: too small to matter. Below, a dot for each "
+    "document, the first model across, the second up; blue where the second is better.",
+    "reliability": "In percent: what was said across, what came true up, with 95 % intervals; the bars below count "
+    "forecasts.",
     "heads": "Colours follow the root of the weight, so that a tenth is still seen. Weights are kept in 256 steps: "
     "what is shown is within 1/510 of what was measured.",
     "lens": "A stronger colour is surer. Underlined: the guess is the token that came next. The last row is what the "
     "model says.",
     "patching": "In percent. Colours stop at ±100 %, numbers do not. Where the prompts differ, the corrupted token "
-    "stands below the clean one. Hatched: not defined.",
+    "follows the clean one. Hatched: not defined.",
 }
 SCORES = {  # what a high score says of a head
     "previous": "It looks at the token just before.",
@@ -61,6 +66,7 @@ SCORES = {  # what a high score says of a head
     "uniform": "It looks everywhere alike: 1 is an even gaze.",
     "sparse": "It looks at one token only: the mean of its largest weight.",
 }
+# Whole lines, and what follows two blanks; in JavaScript no string of ours looks like that.
 COMMENT = re.compile(r"^ *//.*|  // .*|^ */\*[^*]*\*/", re.MULTILINE)
 STANDS_OUT = 0.3  # beyond chance: from here on an induction head is called weak, not minimal
 INTRODUCTION = "Choose a token in the line below, and every panel marks it; choose a head, and every panel shows it."
@@ -349,11 +355,9 @@ def waterfall(title, tokens, direct, target, foil=None, *, row=0, position=-1, c
     data = {"tokens": tokens, "position": position % len(tokens), "target": target, "foil": foil}
     largest = max(parts, key=lambda part: abs(part[1]))
     notes = ["This model bends its logits at a cap; the total is the logit before that."] if capped else []
-    finding = f"The largest part is {largest[0]}: {largest[1]:+.2f}, of {direct.logit[row]:.2f} in all.".replace(
-        "-", "−"
-    )
-    data |= bars(parts, direct.constant[row].item())
-    return Panel("waterfall", title, data | {"notes": notes, "findings": [finding]})
+    finding = f"The largest part is {largest[0]}: {largest[1]:+.2f}, of {direct.logit[row]:.2f} in all."
+    told = {"notes": notes, "findings": [finding.replace("-", "−")]}
+    return Panel("waterfall", title, data | bars(parts, direct.constant[row].item()) | told)
 
 
 def _part(node):
@@ -435,16 +439,20 @@ def losses(title, tokens, nats) -> Panel:
     """The loss of every token but the first: nats (T-1,)."""
     mean = nats.mean().item()
     finding = f"On average {mean:.2f} nats a token, a perplexity of {math.exp(min(mean, 700)):,.1f}."
-    return Panel(
-        "losses", title, {"tokens": tokens, "nats": [None, *nats.tolist()], "mean": mean, "findings": [finding]}
-    )
+    data = {"tokens": tokens, "nats": [None, *nats.tolist()], "mean": mean}
+    return Panel("losses", title, data | {"findings": [finding]})
 
 
 def comparison(title, comparisons, documents, *, margin, unit="bits per byte") -> Panel:
-    """comparison.Comparisons with one first model, and (first, second) of the first of them for every document."""
+    """comparison.Comparisons with one first model, and (first, second) of the first of them for every document.
+
+    What cannot be compared is said and not drawn. Raises ValueError for no documents.
+    """
+    if not len(documents):
+        raise ValueError("documents: expected at least one, got none")
     shown = []
-    for each in comparisons:
-        value, low, high = each.difference[:3] if each.difference else [math.nan] * 3
+    for each in (each for each in comparisons if each.difference):
+        value, low, high = each.difference[:3]
         shown.append({"name": each.second, "word": each.word, "value": value, "low": low, "high": high, "p": each.p})
     models = [comparisons[0].first, comparisons[0].second]
     findings = [f"{each.second} against {each.first}: {each.word}." for each in comparisons]
