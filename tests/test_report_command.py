@@ -22,11 +22,13 @@ BYTE = tokenizer.named("byte")
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A folder with two random runs that read bytes: a small GPT-2 and one of no blocks."""
+    """A folder with random runs: two that read bytes, a small GPT-2 and one of no blocks, and one that reads words."""
     folder = tmp_path_factory.mktemp("house")
-    for name, n_layer in (("empty", 0), ("tiny", 2)):
-        config = architecture("gpt2", n_vocab=BYTE.n_vocab, n_context=64, n_layer=n_layer, d_model=32, n_head=4)
-        run = checkpoint.create_run(folder / "runs", name, {"config": dataclasses.asdict(config)}, BYTE)
+    texts = [DEMO["clean"] + DEMO["target"], DEMO["corrupted"] + DEMO["foil"]]
+    bpe = tokenizer.train_bpe(texts * 9, 300)
+    for name, n_layer, words in (("words", 2, bpe), ("empty", 0, BYTE), ("tiny", 2, BYTE)):
+        config = architecture("gpt2", n_vocab=words.n_vocab, n_context=64, n_layer=n_layer, d_model=32, n_head=4)
+        run = checkpoint.create_run(folder / "runs", name, {"config": dataclasses.asdict(config)}, words)
         checkpoint.save_step(run, 7, params=random_params(config, torch.float32), optimizer={}, rng={}, state={})
     return folder
 
@@ -39,7 +41,7 @@ def panels_of(path):
 
 
 def test_the_demo_shows_every_tool(house):
-    done = typed("interpret.report", "--run", "tiny", "--demo", "--out", "demo.html", cwd=house)
+    done = typed("interpret.report", "--run", "words", "--demo", "--out", "demo.html", cwd=house)
     assert (done.status, done.stderr) == (0, "")
     *_, where, work = done.stdout.splitlines()
     assert re.fullmatch(r"demo.html: 0\.\d\d MB, 8 panels, nothing else needed", where)
@@ -49,10 +51,20 @@ def test_the_demo_shows_every_tool(house):
         "Model", "Surprise", "Heads on random repeats", "Heads on this text", "Attention", "Logit lens",
         "Direct effects", "Patching",
     ]  # fmt: skip
-    assert texts == [list(DEMO["clean"])]
-    again = typed("interpret.report", "--run", "tiny", "--demo", "--out", "again.html", cwd=house)
+    assert ["".join(text) for text in texts] == [DEMO["clean"]]
+    assert (panels["Patching"]["target"], panels["Patching"]["foil"]) == (" item", " line")
+    again = typed("interpret.report", "--run", "words", "--demo", "--out", "again.html", cwd=house)
     assert again.status == 0
     assert (house / "again.html").read_bytes() == (house / "demo.html").read_bytes()
+
+
+def test_a_demo_whose_answers_begin_alike_is_not_patched(house):
+    done = typed("interpret.report", "--run", "tiny", "--demo", "--out", "bytes.html", cwd=house)
+    assert (done.status, done.stderr) == (0, "")
+    assert "no patching: this tokenizer begins both of the demo's answers with ' '" in done.stdout
+    panels, texts = panels_of(house / "bytes.html")
+    assert "Patching" not in panels
+    assert texts == [list(DEMO["clean"])]
 
 
 def test_three_texts_are_patched_as_the_library_does(house):
@@ -95,6 +107,10 @@ def test_a_text_alone_has_no_patching_and_a_model_without_blocks_no_heads(house)
         (["--text", "a", "--foil", "b"], "clean: expected --clean, --corrupted and --target together"),
         (["--demo", "--out", "none/x.html"], "out: expected a file in a folder that is there, got none/x.html"),
         (["--demo", "--max-mb", "0.01"], "max_mb: expected at least 0."),
+        (
+            ["--clean", "a", "--corrupted", "b", "--target", "x", "--foil", "y"],
+            "foil: expected another token than the target, got ' ' twice",
+        ),
         (["--text", ""], "text: expected at least one token"),
         (["--clean", "ab", "--corrupted", "", "--target", "c"], "corrupted: expected at least one token"),
     ],

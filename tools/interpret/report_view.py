@@ -43,10 +43,9 @@ def show(given) -> None:
     given = check(given)
     loaded, counter = looking.load(given), looking.Counter()
     console = looking.open_console({})
-    pair, notes = read_pair(loaded, given, counter) if given["clean"] else (None, ())
-    for line in notes:
-        console.print(Text(line))
-    ids = pair.clean[0].tolist() if given["text"] is None else looking.ids_of(loaded, given["text"], console)
+    pair = None if given["clean"] is None else read_pair(loaded, given, counter, console)
+    text = given["clean"].rstrip(" ") if given["text"] is None else given["text"]
+    ids = looking.ids_of(loaded, text, console)
     title = f"Inside {loaded.name}"
     panels = look(loaded, ids, pair, given, counter)
     page = report.html(title, panels, max_mb=given["max_mb"])
@@ -72,8 +71,11 @@ def check(given):
     return given
 
 
-def read_pair(loaded, given, counter) -> tuple[Pair, tuple[str, ...]]:
-    """The two prompts as ids and what is asked of them, and a sentence for each thing that was decided."""
+def read_pair(loaded, given, counter, console) -> Pair | None:
+    """The two prompts as ids, and what is asked of them; what was decided on the way is said.
+
+    None for a demo whose two answers begin with one token, as bytes do. Raises ValueError for such texts of the user's.
+    """
     words, place = loaded.tokenizer, loaded.params["embed"]["w"].device
     found = pairs.continuation(words, given["clean"], given["target"])
     corrupted = given["corrupted"].rstrip(" ")
@@ -81,14 +83,22 @@ def read_pair(loaded, given, counter) -> tuple[Pair, tuple[str, ...]]:
         if not text:
             raise ValueError(f"{name}: expected at least one token, got an empty text")
     clean, corrupt = (torch.tensor([words.encode(text)], device=place) for text in (found.prompt, corrupted))
-    with torch.no_grad():
-        logits = model.forward(loaded.params, loaded.config, corrupt)[0][0, -1]
-    counter.n_rows += 1
     if given["foil"] is None:
+        with torch.no_grad():
+            logits = model.forward(loaded.params, loaded.config, corrupt)[0][0, -1]
+        counter.n_rows += 1
         foil = pairs.foil_of(logits, found.ids[0])
     else:
-        foil = pairs.continuation(words, given["clean"], given["foil"]).ids[0]
-    return Pair(clean, corrupt, found.ids[0], foil), found.notes
+        foil = pairs.continuation(words, corrupted, given["foil"]).ids[0]
+    if foil != found.ids[0]:
+        for note in found.notes:
+            console.print(Text(note))
+        return Pair(clean, corrupt, found.ids[0], foil)
+    (word,) = report.token_texts(words, [foil])
+    if not given["demo"]:
+        raise ValueError(f"foil: expected another token than the target, got {word!r} twice")
+    console.print(Text(f"no patching: this tokenizer begins both of the demo's answers with {word!r}"))
+    return None
 
 
 def look(loaded, ids, pair, given, counter) -> list[report.Panel]:
