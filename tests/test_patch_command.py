@@ -244,3 +244,11 @@ def test_wrong_words_leave_with_status_2(home):
     done = typed("interpret.steer", *STEER, "--positions", "x", cwd=home)
     assert done.status == 2
     assert "expected all, prompt, generated or a slice such as 4:, got 'x'" in done.stderr
+
+
+def test_patching_writes_a_page(call, home):
+    call("patch", *PAIR, "--html", "patch.html")
+    page = (home / "patch.html").read_text(encoding="utf-8")
+    data = json.loads(page.split('<script type="application/json"')[1].split(">", 1)[1].split("</script>")[0])
+    (panel,) = [panel for panel in data["panels"] if panel["kind"] == "patching"]
+    assert len(panel["data"]) > 3

@@ -2,7 +2,7 @@
 
 import click
 
-from tools.interpret.options import with_model
+from tools.interpret.options import with_html, with_model
 
 METRICS = ("logit-diff", "logit", "prob", "logprob", "nll", "kl")
 SITES = (
@@ -50,6 +50,7 @@ SITES = (
     help="Of integrated gradients; 0: the gradient at the corrupted prompt alone.",
 )  # fmt: skip
 @with_model
+@with_html
 def patch(**given):
     """Put activations of one prompt into the run of another and measure how much of the answer comes back."""
     from tools.interpret import patch_view

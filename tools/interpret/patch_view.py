@@ -11,7 +11,8 @@ from gptcore.interpret import pairs
 from gptcore.interpret.attribution import check_largest, edge_effects, gradient_effects, measured, summed
 from gptcore.interpret.patching import Sweep, sweep
 from gptcore.interpret.paths import path_patch
-from tools.interpret import looking
+from gptcore.interpret.report import token_texts
+from tools.interpret import looking, report_view
 from tools.interpret.looking import Counter, Document, print_table
 from tools.interpret.tokens import token_cell, token_text
 
@@ -170,13 +171,22 @@ def look(model, cases, given, console) -> Document:
         result, rows = show_layers(model, cases, given, console, counter)
     else:
         result, rows = show_map(model, cases, given, site, console, counter)
+    panels = panels_of(model, cases, given, counter)
     console.print(counter.line())
     named = [
         {"target": each.target, "foil": each.foil, "clean": each.clean[0], "corrupted": each.corrupt[0]}
         for each in cases
     ]
     ids = cases[0].clean[0].tolist()
-    return Document(ids, {"pairs": named, "likeliest": answers, **result}, rows)
+    return Document(ids, {"pairs": named, "likeliest": answers, **result}, rows, panels)
+
+
+def panels_of(model, cases, given, counter) -> tuple:
+    """The first pair as a panel for --html: maps by position and by head and the table, whatever the terminal shows."""
+    if not given["html"]:
+        return ()
+    text = lambda ids: token_texts(model.tokenizer, ids)
+    return (report_view.patching(model, report_view.Pair(*cases[0][:4]), text, counter),)
 
 
 def show_answers(model, case, console) -> dict:
