@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 CHOICES = {
     "position": ("learned", "sinusoidal", "rope", "alibi"),
+    "rope_scaling": ("none", "linear", "llama3"),
     "norm": ("layernorm", "rmsnorm"),
     "mlp": ("gelu", "gelu_tanh", "relu2", "swiglu"),
     "bias": ("all", "qkv", "none"),  # qkv: on the three input projections of attention only, as Qwen2 has it
@@ -39,6 +40,11 @@ class ModelConfig:
     rope_base: float = 10_000.0
     rope_fraction: float = 1.0  # the share of d_head that turns; the rest passes
     rope_interleaved: bool = False  # pairs (2i, 2i+1) instead of (i, i + half)
+    rope_scaling: str = "none"  # how a model was stretched beyond the context it was first trained on
+    rope_factor: float = 1.0  # by how much
+    rope_low: float = 1.0  # llama3: pairs that turn fewer times than this in rope_trained positions are stretched,
+    rope_high: float = 4.0  # those that turn more often than this are not, and in between it is mixed
+    rope_trained: int = 8192  # llama3: the context before
     norm: str = "layernorm"
     norm_eps: float = 1e-5
     mlp: str = "gelu"
@@ -95,8 +101,11 @@ class ModelConfig:
         for name in ("score_softcap", "logit_softcap", "norm_eps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
-        if self.rope_base <= 0:
-            raise ValueError(f"rope_base: expected a number above 0, got {self.rope_base}")
+        for name in ("rope_base", "rope_factor", "rope_trained"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+        if not 0 < self.rope_low < self.rope_high:
+            raise ValueError(f"rope_high: expected a number above rope_low={self.rope_low}, got {self.rope_high}")
 
     @property
     def d_rot(self) -> int:

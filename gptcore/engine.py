@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gptcore import kernels, ops, tree
 from gptcore.config import CHOICES
-from gptcore.model import param_spec
+from gptcore.model import param_spec, rotary_table
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 HUGE = 2**21  # bytes of a huge page
@@ -155,7 +155,7 @@ def _tables(config):
     if config.position == "sinusoidal":
         return {"positions.w": ops.sinusoidal(every, config.d_model)[0]}
     if config.position == "rope":
-        cos, sin = ops.rotary_table(every, config.d_rot, config.rope_base)
+        cos, sin = rotary_table(every, config)
         return {"cos.w": cos[0, :, 0], "sin.w": sin[0, :, 0]}
     return {"slopes.w": ops.alibi_slopes(config.n_head)} if config.position == "alibi" else {}
 

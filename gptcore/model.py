@@ -154,6 +154,13 @@ def normed(x, p, config, name, tap) -> Tensor:
     return tap(name, norm(look=lambda scale: tap(f"{name}.scale", scale))) if tap else norm()
 
 
+def rotary_table(positions, config) -> tuple[Tensor, Tensor]:
+    """The config's cos and sin at positions (B,T), each (B,T,1,d_rot/2) in float32."""
+    stretch, c = ops.STRETCHES[config.rope_scaling], config
+    settings = {"factor": c.rope_factor, "low": c.rope_low, "high": c.rope_high, "n_trained": c.rope_trained}
+    return ops.rotary_table(positions, c.d_rot, c.rope_base, stretch and partial(stretch, **settings))
+
+
 def attend(x, p, config, positions, kv=None, *, tap=None, attention="fused") -> Tensor:
     """T new tokens look back at themselves and at this layer's cache, which grows by T.  (B,T,C) -> (B,T,C).
 
@@ -169,7 +176,7 @@ def attend(x, p, config, positions, kv=None, *, tap=None, attention="fused") -> 
     slopes = ops.alibi_slopes(config.n_head, x.device) if config.position == "alibi" else None
     turning = {}
     if config.position == "rope":
-        cos, sin = ops.rotary_table(positions, config.d_rot, config.rope_base)
+        cos, sin = rotary_table(positions, config)
         turning = {"cos": cos, "sin": sin, "interleaved": config.rope_interleaved}
     window, softcap = config.window, config.score_softcap
     explicit = tap or attention == "explicit" or (softcap and kv is None)  # looking is slower, not different

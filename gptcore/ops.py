@@ -61,11 +61,31 @@ def sinusoidal(positions, d_model) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
 
-def rotary_table(positions, d_rot, base) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * base^(-2i/d_rot), each (B,T,1,d_rot/2) in float32: bfloat16 would round 257 to 256."""
+def rotary_table(positions, d_rot, base, stretch=None) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * base^(-2i/d_rot), each (B,T,1,d_rot/2) in float32: bfloat16 would round 257 to 256.
+
+    stretch(rate) -> rate, if given, slows the turning down for a longer context.
+    """
     rate = base ** (-torch.arange(0, d_rot, 2, device=positions.device, dtype=torch.float32) / d_rot)
-    angle = positions[:, :, None, None] * rate
+    angle = positions[:, :, None, None] * (stretch(rate) if stretch else rate)
     return angle.cos(), angle.sin()
+
+
+def linear_stretch(rate, factor, **_) -> Tensor:
+    """Every position divided by the factor.  Chen et al. 2023, arXiv:2306.15595."""
+    return rate / factor
+
+
+def llama3_stretch(rate, factor, low, high, n_trained) -> Tensor:
+    """Slow pairs divided by the factor, fast ones as they are, a straight line in between.  Llama 3.1, arXiv:2407.21783.
+
+    A pair turns n_trained * rate / 2 pi times in the context it was trained on: slow is below low, fast above high.
+    """
+    fast = ((n_trained * rate / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+    return fast * rate + (1 - fast) * rate / factor
+
+
+STRETCHES = {"none": None, "linear": linear_stretch, "llama3": llama3_stretch}
 
 
 def rotary(x, cos, sin, *, interleaved=False) -> Tensor:

@@ -19,6 +19,11 @@ VARIANTS = {
     "gqa": ("llama", {"n_kv_head": 2}),
     "mqa": ("gpt2", {"n_kv_head": 1}),
     "interleaved": ("llama", {"rope_interleaved": True, "rope_fraction": 0.6}),
+    "linear_rope": ("qwen3", {"rope_scaling": "linear", "rope_factor": 3.0}),
+    "llama3_rope": (
+        "llama",
+        {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_low": 0.5, "rope_high": 2.0, "rope_trained": 20},
+    ),
     "sinusoidal": ("gpt2", {"position": "sinusoidal"}),
     "relu2": ("gpt2", {"mlp": "relu2", "bias": "qkv"}),
     "softcaps": ("gpt2", {"score_softcap": 5.0, "logit_softcap": 3.0}),

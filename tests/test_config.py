@@ -23,6 +23,8 @@ from gptcore.config import ARCHITECTURES, CHOICES, ModelConfig, architecture, pa
         ({"norm_eps": math.nan}, "norm_eps: expected a number, got nan"),
         ({"rope_base": "x"}, "rope_base: expected a number, got 'x'"),
         ({"tied": "no"}, "tied: expected True or False, got 'no'"),
+        ({"rope_factor": 0.0}, "rope_factor: expected a number above 0, got 0.0"),
+        ({"rope_low": 4.0}, "rope_high: expected a number above rope_low=4.0, got 4.0"),
         ({"logit_softcap": -1.0}, "logit_softcap: expected a number of at least 0, got -1.0"),
     ],
     ids=str,

@@ -59,6 +59,16 @@ def test_partial_rotary_passes_the_rest():
     assert not torch.allclose(turned[..., :32], x[..., :32])
 
 
+def test_a_stretched_rotation_is_slower_by_the_factor():
+    """Pairs that turn 100, 10, 1 and 0.1 times in the old context: llama3 leaves the fast, divides the slow, mixes."""
+    rate = torch.tensor([100.0, 10.0, 1.0, 0.1]) * 2 * math.pi / 500
+    settings = {"factor": 8.0, "low": 1.0, "high": 4.0, "n_trained": 500}
+    torch.testing.assert_close(ops.linear_stretch(rate, **settings), rate / 8)
+    torch.testing.assert_close(ops.llama3_stretch(rate, **settings), rate / torch.tensor([1.0, 1.0, 8.0, 8.0]))
+    middle = torch.tensor([2.5 * 2 * math.pi / 500])  # half-way between low and high
+    torch.testing.assert_close(ops.llama3_stretch(middle, **settings), middle * (1 + 1 / 8) / 2)
+
+
 def test_interleaved_is_halves_after_a_permutation():
     x, table = rand(1, 3, 2, 8), ops.rotary_table(torch.arange(3)[None], 8, 100.0)
     order = [0, 2, 4, 6, 1, 3, 5, 7]
