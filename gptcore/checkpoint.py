@@ -8,17 +8,18 @@ folder is either whole or does not exist. Weights are safetensors and the rest i
     runs/<name>/checkpoints/step-0001000/{model,optimizer,rng}.safetensors  state.json
 """
 
-import errno
 import hashlib
 import json
+import math
+import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from gptcore import files, tokenizer, tree
@@ -28,6 +29,18 @@ from gptcore.model import check_params
 VERSION = 1  # of this layout, in every state.json
 KEEP = 3  # saves that are not the end of an epoch: how many stay
 PARTS = ("model", "optimizer", "rng")
+DTYPES = {  # as safetensors spells them
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+class Later(NamedTuple):
+    """A leaf of a tree to be saved that is made when it is written, so that not all of them need to be in memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
 
 
 class Step(NamedTuple):
@@ -140,7 +153,7 @@ def sweep(run_dir) -> None:
 def save_step(run_dir, step, *, params, optimizer, rng, state) -> Path:
     """Write a step so that it is whole or does not exist, and make it the run's latest; returns its folder.
 
-    params is a tree; optimizer and rng are flat dicts of tensors; state is a dict of plain JSON, in which
+    params is a tree, in which a leaf may be Later; optimizer and rng are flat dicts of tensors; state is a dict of plain JSON, in which
     epoch_end=True keeps the step for good and best_step names the best one so far. Where the same tensors are there
     already, only what is known about them is written again. Raises OSError with the file's name when the disk refuses;
     earlier steps are untouched then.
@@ -157,8 +170,10 @@ def save_step(run_dir, step, *, params, optimizer, rng, state) -> Path:
     else:
         about = {"version": VERSION, "config": read_run(run_dir).get("config")}
         with files.whole_folder(path) as folder:
-            for part, leaves in parts.items():
-                _write_tensors(folder / f"{part}.safetensors", leaves, about)
+            for part, leaves in parts.items():  # names: the file has its own order, but sums depend on ours
+                write_tensors(
+                    folder / f"{part}.safetensors", leaves, {"gptcore": json.dumps(about | {"names": list(leaves)})}
+                )
             paths = sorted(folder.iterdir())
             sums = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in paths}
             files.write(folder / "state.json", seal(sums))
@@ -490,13 +505,26 @@ def read_metrics(run_dir) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _write_tensors(path, tensors, about):
-    about = about | {"names": list(tensors)}  # safetensors sorts them, but sums depend on the order
-    try:  # one entry, because safetensors writes several in a new order each time: equal runs, equal files
-        save_file({name: leaf.contiguous() for name, leaf in tensors.items()}, path, {"gptcore": json.dumps(about)})
-    except SafetensorError as error:  # it carries the system's text, but neither its number nor the file's name
-        raise OSError(errno.EIO, str(error), str(path)) from None
-    files.sync(path)
+def write_tensors(path, leaves, metadata) -> None:
+    """Write {name: tensor or Later} as a safetensors file that is on the disk for certain, a leaf at a time.
+
+    metadata is a dict of strings. Raises OSError with the file's name when the disk refuses.
+    """
+    entries, end = {}, 0
+    order = sorted(leaves, key=lambda name: (-leaves[name].dtype.itemsize, name))  # the wide ones first: all aligned
+    for name in order:
+        leaf = leaves[name]
+        start, end = end, end + math.prod(leaf.shape) * leaf.dtype.itemsize
+        entries[name] = {"dtype": DTYPES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [start, end]}
+    header = json.dumps({"__metadata__": metadata} | entries).encode()
+    header += b" " * (-len(header) % 8)
+    with files.named(path), open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in order:
+            leaf = leaves[name].make() if isinstance(leaves[name], Later) else leaves[name]
+            file.write(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read_json(path):
