@@ -153,10 +153,10 @@ def sweep(run_dir) -> None:
 def save_step(run_dir, step, *, params, optimizer, rng, state) -> Path:
     """Write a step so that it is whole or does not exist, and make it the run's latest; returns its folder.
 
-    params is a tree, in which a leaf may be Later; optimizer and rng are flat dicts of tensors; state is a dict of plain JSON, in which
-    epoch_end=True keeps the step for good and best_step names the best one so far. Where the same tensors are there
-    already, only what is known about them is written again. Raises OSError with the file's name when the disk refuses;
-    earlier steps are untouched then.
+    params is a tree, for a new step with leaves that may be Later; optimizer and rng are flat dicts of tensors; state
+    is a dict of plain JSON, in which epoch_end=True keeps the step for good and best_step names the best one so far.
+    Where the same tensors are there already, only what is known about them is written again. Raises OSError with the
+    file's name when the disk refuses; earlier steps are untouched then.
     """
     run_dir = Path(run_dir)
     path = run_dir / "checkpoints" / step_name(step)

@@ -77,7 +77,7 @@ def linear_stretch(rate, factor, **_) -> Tensor:
 
 
 def llama3_stretch(rate, factor, low, high, n_trained) -> Tensor:
-    """Slow pairs divided by the factor, fast ones as they are, a straight line in between.  Llama 3.1, arXiv:2407.21783.
+    """Slow pairs divided by the factor, fast ones as they are, mixed in between.  Llama 3.1, arXiv:2407.21783.
 
     A pair turns n_trained * rate / 2 pi times in the context it was trained on: slow is below low, fast above high.
     """
