@@ -329,7 +329,8 @@ def load_model(run=None, *, device="cpu", root="runs") -> Loaded:
     config, params = read_config(folder), load_params(path)
     check_params(params, config)
     params = tree.map(lambda leaf: leaf.to(device), params)
-    return Loaded(path, read_run(folder), read_state(path), params, config, tokenizer.load(folder / "tokenizer.json"))
+    words = tokenizer.load(folder / "tokenizer.json").with_rows(config.n_vocab)
+    return Loaded(path, read_run(folder), read_state(path), params, config, words)
 
 
 def read_state(step_dir) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import re
 import tempfile
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -87,11 +87,16 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 over the pattern, the tokens by id and the special ids: equal iff every text has equal ids."""
         digest = hashlib.sha256(self.pattern.encode())
-        for token in self.tokens:
+        named = max((*self.special.values(), *(id for id, token in enumerate(self.tokens) if token)), default=-1)
+        for token in self.tokens[: named + 1]:  # ids after the last one that is anything are no text's
             digest.update(len(token).to_bytes(4, "little") + token)
         for text, id in sorted(self.special.items(), key=lambda item: item[1]):
             digest.update(f"{id} {text}\n".encode())
         return digest.hexdigest()
+
+    def with_rows(self, n_vocab) -> "Tokenizer":
+        """The same tokenizer for a model with more rows than there are tokens: their ids add nothing to a text."""
+        return replace(self, tokens=self.tokens + (b"",) * (n_vocab - len(self.tokens)))
 
     def encode(self, text) -> list[int]:
         """The ids of one text, special strings in it spelled out."""
@@ -184,7 +189,7 @@ def load(path) -> Tokenizer:
     except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer: expected a tokenizer.json, got {path}: {error}") from error
     if not isinstance(content, dict) or content.keys() != {"name", "fingerprint"}:
-        return _from_json(text, name=str(path))
+        return parse(text, name=str(path))
     tokenizer = named(content["name"])
     if tokenizer.fingerprint != content["fingerprint"]:
         wanted, got = content["fingerprint"], tokenizer.fingerprint
@@ -234,13 +239,16 @@ def train_bpe(texts, n_vocab, pattern=PATTERN) -> Tokenizer:
     tokens, special = _vocabulary(model)
     fast = _tiktoken(tokens, special, pattern)
     if fast(probe) != _encoder(model)(probe):
-        # Ids do not depend on this processor. It is the mark that makes _from_json leave tiktoken alone.
+        # Ids do not depend on this processor. It is the mark that makes parse leave tiktoken alone.
         model.post_processor = processors.ByteLevel(trim_offsets=False)
-    return _from_json(model.to_str(), name, pattern)
+    return parse(model.to_str(), name, pattern)
 
 
-def _from_json(text, name, pattern=PATTERN):
-    """A tokenizer of the `tokenizers` library; tiktoken encodes for it where train_bpe found that it may."""
+def parse(text, name, pattern=PATTERN) -> Tokenizer:
+    """A tokenizer from the text of a tokenizer.json; tiktoken encodes for it where train_bpe found that it may.
+
+    Raises ValueError for other text, and for tokenizers that are no byte-level BPE.
+    """
     from tokenizers import Tokenizer as Model
 
     try:
@@ -265,6 +273,41 @@ def _from_json(text, name, pattern=PATTERN):
     return Tokenizer(name, tokens, special, ends[0], pattern, encoder, json=text)
 
 
+def as_json(words) -> str:
+    """The text of a tokenizer.json that gives the same ids, for programs that read no other format.
+
+    The ranks of tiktoken are the order of merges: a token's two halves are what the ranks below its own leave of it.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    if words.json:
+        return words.json
+    rank = {token: id for id, token in enumerate(words.tokens) if token}
+    written = {token: "".join(map(_printable().get, token)) for token in rank}
+    merges = [tuple(written[half] for half in _halves(token, rank)) for token in rank if len(token) > 1]
+    vocab = {written[token]: id for token, id in rank.items()}
+    model = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    cuts = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    if words.pattern:  # a possessive {1,3}+ is two repeats there: longer numbers would be one piece
+        cuts = [pre_tokenizers.Split(Regex(words.pattern.replace("{1,3}+", "{1,3}")), "isolated"), *cuts]
+    model.pre_tokenizer, model.decoder = pre_tokenizers.Sequence(cuts), decoders.ByteLevel()
+    parts = json.loads(model.to_str())  # by hand: add_special_tokens would number them anew
+    parts["model"]["vocab"] |= words.special
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    parts["added_tokens"] = [{"id": id, "content": text} | flags for text, id in words.special.items()]
+    return json.dumps(parts, ensure_ascii=False)
+
+
+def _halves(token, rank):
+    """The two tokens whose merge made this one: what is left of its bytes by the merges of lower rank."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        ranks = [rank.get(a + b, len(rank)) for a, b in pairwise(parts)]
+        place = ranks.index(min(ranks))
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return parts
+
+
 def _is_ours(parts, pattern):
     """Is it one that train_bpe made, and may tiktoken encode for it?"""
     cut = parts["pre_tokenizer"] or {}
@@ -279,11 +322,17 @@ def _is_ours(parts, pattern):
     )
 
 
-def _vocabulary(model):
-    """The bytes of each id, and the special ids by text. `tokenizers` writes every byte as one printable character."""
+@cache
+def _printable():
+    """The character that stands for each byte in a byte-level tokenizer.json."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in printable]
-    byte = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(hidden)}
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(hidden)}
+
+
+def _vocabulary(model):
+    """The bytes of each id, and the special ids by text. `tokenizers` writes every byte as one printable character."""
+    byte = {character: b for b, character in _printable().items()}
     vocab = model.get_vocab()
     tokens = [b""] * (max(vocab.values()) + 1)
     for text, id in vocab.items():
@@ -324,7 +373,7 @@ def _from_hub(repository):
         path = hf_hub_download(repository, "tokenizer.json")
     except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer: expected hf:{repository} in the hub or its cache, got {error}") from error
-    return _from_json(Path(path).read_text(encoding="utf-8"), name=f"hf:{repository}")
+    return parse(Path(path).read_text(encoding="utf-8"), name=f"hf:{repository}")
 
 
 # ------------------------------------------------------------------------------------------------------- named ones
