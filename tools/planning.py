@@ -343,6 +343,9 @@ def reopen(given, chosen, console) -> Job:
     step_dir, damaged = checkpoint.find_resumable(given["resume"])
     path = step_dir.parent.parent
     run, step = checkpoint.read_run(path), checkpoint.load_step(step_dir)
+    if not run.get("plan"):
+        hint = f"invoke train --init {path.name} --data FILE trains it on"
+        raise ValueError(f"resume: expected a run with a text of its own, got {path.name}, which was imported; {hint}")
     config, at = checkpoint.read_config(path), step.state["step"]
     check_params(step.params, config)
     if at >= run["n_steps"] and step.state.get("sampled_at") == at:

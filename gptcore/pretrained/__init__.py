@@ -24,7 +24,7 @@ from gptcore import checkpoint, tokenizer, tree
 from gptcore.checkpoint import Later
 from gptcore.config import ModelConfig
 from gptcore.model import check_params, count_params, param_spec
-from gptcore.pretrained import gpt2, llama, mpt, neox, phi, qwen2, qwen3
+from gptcore.pretrained import gpt2, llama, mpt, neox, phi, qwen2, qwen3, seed
 from gptcore.pretrained.settings import Settings
 from gptcore.pretrained.table import pairs, shape_of
 from gptcore.pretrained.weights import Weights, read_json
@@ -87,12 +87,29 @@ def open_folder(folder, *, dtype="auto", about=None) -> Foreign:
     leaves = {name: leaves[name] for name in spec}
     check_params(tree.nest(leaves), config)
     words = read_tokenizer(folder)
-    if words.n_vocab > config.n_vocab:
-        raise ValueError(f"tokenizer: expected at most {config.n_vocab} ids as the model has, got {words.n_vocab}")
+    check_vocabulary(words, config)
     halves = dtype == "auto" and torch.float16 in weights.dtypes.values()
     notes = ("float16 weights become bfloat16; --dtype float32 keeps every bit",) if halves else ()
     about = {"architecture": architecture.CLASS} | (about or {"source": Path(folder).resolve().name})
     return Foreign(config, leaves, words, about, notes=notes)
+
+
+def open_checkpoint(path, *, tokenizer=None, dtype="auto") -> Foreign:
+    """The model in a .pt checkpoint of the attention-to-detail project, its optimizer's moments included.
+
+    Raises ValueError as seed.open_checkpoint does.
+    """
+    if dtype not in ("auto", *FORMATS):
+        raise ValueError(f"dtype: expected auto, {', '.join(FORMATS)}, got {dtype}")
+    config, leaves, optimizer, words, about = seed.open_checkpoint(path, tokenizer=tokenizer, dtype=dtype)
+    check_vocabulary(words, config)
+    return Foreign(config, leaves, words, about, optimizer)
+
+
+def check_vocabulary(words, config) -> None:
+    """Raise ValueError for a tokenizer with more ids than the model has rows."""
+    if words.n_vocab > config.n_vocab:
+        raise ValueError(f"tokenizer: expected at most {config.n_vocab} ids as the model has, got {words.n_vocab}")
 
 
 def match_names(weights, table, architecture, config) -> dict[str, str]:

@@ -6,6 +6,7 @@ out first; then the config goes through the class's own settings and back, and w
 a refusal.
 """
 
+import contextlib
 import json
 import math
 from dataclasses import asdict, replace
@@ -127,6 +128,22 @@ def _joined(pair, leaves, config):
     return pair.how.join([leaves[name].detach() for name in pair.ours], config)
 
 
+@contextlib.contextmanager
+def quiet_transformers():
+    """No progress bars and no advice from transformers inside; its settings as they were afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 @torch.no_grad()
 def compare(params, config, words, folder) -> float:
     """The largest difference between our logits and those of the folder in transformers, float32; ValueError above
@@ -139,15 +156,17 @@ def compare(params, config, words, folder) -> float:
     n_tokens = min(N_PROBE, config.n_context)
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(min(words.n_vocab, config.n_vocab), (1, n_tokens), generator=draw)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    theirs = model.eval()(tokens).logits
-    del model
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        theirs = model.eval()(tokens).logits
+        del model
     ours, _ = forward(tree.map(lambda leaf: leaf.float().cpu(), params), config, tokens)
     worst = (ours - theirs).abs().max().item()
     if not worst <= TOLERANCE:
         raise ValueError(f"export: expected logits within {TOLERANCE} of transformers' own, got {worst:.2g}")
     text = "".join(map(words.decode, ([id] for id in tokens[0].tolist()))) + " The quick brown fox, 1234 times.\n\n"
-    got = AutoTokenizer.from_pretrained(folder, local_files_only=True).encode(text, add_special_tokens=False)
+    with quiet_transformers():
+        got = AutoTokenizer.from_pretrained(folder, local_files_only=True).encode(text, add_special_tokens=False)
     if got != words.encode(text):
         raise ValueError("export: expected the ids of our tokenizer from transformers' own, got others")
     return worst

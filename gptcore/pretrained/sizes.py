@@ -1,0 +1,41 @@
+"""How much memory a model needs, before any of it is read: arithmetic on its config.
+
+What you learn here: to generate, a machine holds the weights and a cache that grows with every token; to train all of
+them with AdamW, sixteen bytes a weight; to train a small second tree over frozen weights, hardly more than generating.
+Activations come on top of training. Sizes are decimal bytes.
+"""
+
+import math
+
+from gptcore.model import param_spec
+
+
+def n_weights(config) -> int:
+    """How many numbers the weights are, padding rows included."""
+    return sum(math.prod(leaf.shape) for leaf in param_spec(config).values())
+
+
+def weight_bytes(config, width) -> int:
+    """The weights in numbers of so many bytes."""
+    return n_weights(config) * width
+
+
+def cache_bytes(config, n_tokens, width) -> int:
+    """Keys and values of so many tokens."""
+    return 2 * config.n_layer * config.n_kv_head * config.d_head * n_tokens * width
+
+
+def full_bytes(config) -> int:
+    """AdamW on everything in float32: weights, gradients and two moments, before activations."""
+    return 16 * n_weights(config)
+
+
+def lora_weights(config, rank) -> int:
+    """How many numbers a LoRA of that rank on q, k, v and o has."""
+    q, kv = config.n_head * config.d_head, config.n_kv_head * config.d_head
+    return config.n_layer * rank * (2 * (config.d_model + q) + 2 * (config.d_model + kv))
+
+
+def lora_bytes(config, rank, width) -> int:
+    """Frozen weights of `width` bytes, and AdamW in float32 on a LoRA of that rank, before activations."""
+    return weight_bytes(config, width) + 16 * lora_weights(config, rank)
