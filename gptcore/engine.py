@@ -36,7 +36,10 @@ class Packed(NamedTuple):
 
 def why_not(params, config) -> str:
     """Why the native decoder does not serve this model in its own dtype; an empty string if it does."""
-    reason = kernels.why_not("decode_", *(leaf for _, leaf in tree.walk(params)))
+    leaves = dict(tree.walk(params))
+    reason = kernels.why_not("decode_", *leaves.values())
+    if not reason and any(name.endswith(".lora_a") for name in leaves):
+        return "LoRA that is not merged is not served"
     if not reason and params["embed"]["w"].dtype not in DTYPES:
         return f"{params['embed']['w'].dtype} is not served"
     if not reason and config.d_head > 256:
