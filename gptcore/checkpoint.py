@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gptcore import files, tokenizer, tree
 from gptcore.config import ModelConfig
+from gptcore.lora import merge
 from gptcore.model import check_params
 
 VERSION = 1  # of this layout, in every state.json
@@ -303,6 +304,33 @@ def load_params(step_dir) -> dict[str, Any]:
     return tree.nest(_read_tensors(Path(step_dir) / "model.safetensors", read_state(step_dir)))
 
 
+def load_merged(step_dir) -> dict[str, Any]:
+    """The parameters that a step computes with: those of a run of LoRA laid over its base and merged.
+
+    Raises ValueError like load_params, and where the base is not the one that the run began from.
+    """
+    params, run_dir = load_params(step_dir), Path(step_dir).parent.parent
+    return merge(load_base(run_dir), params) if read_run(run_dir).get("lora") else params
+
+
+def base_of(step_dir, run_root) -> dict[str, str]:
+    """What run.json keeps of the step that a run begins from: where it is, seen from the run's root, and its sha256."""
+    path = Path(step_dir)
+    sha256 = read_state(path)["files"]["model.safetensors"]["sha256"]
+    return {"step": os.path.relpath(path.resolve(), Path(run_root).resolve()), "sha256": sha256}
+
+
+def load_base(run_dir) -> dict[str, Any]:
+    """The parameters that a run began from, as run.json names them. Raises ValueError where they are not there."""
+    run_dir = Path(run_dir)
+    base = read_run(run_dir)["init"]
+    path = run_dir.parent / base["step"]
+    got = read_state(path)["files"]["model.safetensors"]["sha256"]
+    if got != base["sha256"]:
+        raise ValueError(f"{path}: expected the weights that {run_dir.name} began from, got others")
+    return load_merged(path)
+
+
 class Loaded(NamedTuple):
     """A saved step that is ready to be used: speak, measure, look inside."""
 
@@ -326,7 +354,7 @@ def load_model(run=None, *, device="cpu", root="runs") -> Loaded:
     """
     path = find_step(run, root=root)
     folder = path.parent.parent
-    config, params = read_config(folder), load_params(path)
+    config, params = read_config(folder), load_merged(path)
     check_params(params, config)
     params = tree.map(lambda leaf: leaf.to(device), params)
     words = tokenizer.load(folder / "tokenizer.json").with_rows(config.n_vocab)

@@ -260,9 +260,12 @@ def embed(params, config, tokens, positions=None, *, tap=None) -> Tensor:
     return x
 
 
-def run_blocks(params, config, x, cache=None, *, first=0, last=None, tap=None, dropout=None, attention="fused"):
+def run_blocks(
+    params, config, x, cache=None, *, first=0, last=None, tap=None, dropout=None, attention="fused", block=block
+):
     """Blocks first..last-1 on a residual stream x (B,T,C) -> (x, cache): the lower blocks really do not run.
 
+    block may be another way to run one, such as train.recomputed's.
     With a cache its buffers are written from each row's length on, and the returned handle is T longer. Raises
     ValueError where the rows would not fit, and for gradients through a cache, which keeps no graph.
     """
@@ -303,14 +306,15 @@ def forward(params, config, tokens, cache=None, *, tap=None, dropout=None, atten
     return unembed(params, config, x, tap=tap), cache
 
 
-def residual(params, config, tokens, cache=None, *, tap=None, dropout=None, attention="fused"):
+def residual(params, config, tokens, cache=None, *, tap=None, dropout=None, attention="fused", block=block):
     """forward without its last step: tokens (B,T) -> (the residual stream after the last block (B,T,C), cache)."""
     check_tokens(tokens, config, cache)
     positions = positions_of(tokens, cache)
     if tap:
         checked(tap)("positions", positions.expand_as(tokens))
     x = embed(params, config, tokens, positions, tap=tap)
-    return run_blocks(params, config, x, cache, tap=tap, dropout=as_seed(dropout), attention=attention)
+    ways = {"tap": tap, "dropout": as_seed(dropout), "attention": attention, "block": block}
+    return run_blocks(params, config, x, cache, **ways)
 
 
 def check_tokens(tokens, config, cache=None) -> None:
@@ -340,9 +344,9 @@ def chunk_rows(n_vocab, d_model, device_type) -> int:
     return max(2 ** int(math.log2(max(1, budget / (4 * n_vocab)))), 2 * d_model)
 
 
-def hidden(params, config, tokens, *, tap=None, dropout=None, attention="fused") -> Tensor:
+def hidden(params, config, tokens, *, tap=None, dropout=None, attention="fused", block=block) -> Tensor:
     """tokens (B,T) -> what the head reads, (B,T,C): everything but the last matrix product."""
-    x, _ = residual(params, config, tokens, tap=tap, dropout=dropout, attention=attention)
+    x, _ = residual(params, config, tokens, tap=tap, dropout=dropout, attention=attention, block=block)
     return normed(x, params["norm_f"], config, "norm_f", checked(tap))
 
 

@@ -19,9 +19,10 @@ def wide(x) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def linear(x, w, b=None) -> Tensor:
-    """x w^T + b over the last axis; w is (out, in)."""
-    return F.linear(x, w, b)
+def linear(x, w, b=None, lora_a=None, lora_b=None) -> Tensor:
+    """x w^T + b over the last axis, w (out,in); with LoRA's lora_a (R,in), lora_b (out,R) also (x a^T) b^T."""
+    y = F.linear(x, w, b)
+    return y if lora_a is None else y + F.linear(F.linear(x, lora_a), lora_b)
 
 
 # ------------------------------------------------------------------------------------------------------------- norms

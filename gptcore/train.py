@@ -19,11 +19,13 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gptcore import ops, optim, tree
 from gptcore.data import prefetch
 from gptcore.device import key, synchronize
-from gptcore.model import forward, head_loss, hidden, param_spec
+from gptcore.lora import trained_spec
+from gptcore.model import block, forward, head_loss, hidden, param_spec
 
 Record = dict[str, Any]
 DEFAULT_OPTIMIZER = optim.Options()
@@ -43,6 +45,7 @@ class TrainOptions:
     dtype: str = "float32"  # what the passes compute in; weights, gradient sums and optimizer state stay float32
     attention: str = "fused"
     compiled: bool = False
+    recompute: bool = False  # keep one activation a block, and compute the others again in the backward pass
     seed: int = 42  # of the dropout masks
 
     def __post_init__(self):
@@ -75,10 +78,17 @@ class NotFinite(ArithmeticError):
 
 
 def init_state(params, config, options) -> TrainState:
-    """A fresh optimizer over params, whose leaves become leaves that want gradients."""
-    for leaf in tree.leaves(params):
-        leaf.requires_grad_(True)
-    return TrainState(optim.make(params, param_spec(config), options.optimizer))
+    """A fresh optimizer over the leaves of params that learn (lora.trained_spec), which now want gradients."""
+    spec = trained_spec(params, config)
+    learning = {name: leaf.requires_grad_() for name, leaf in tree.walk(params) if name in spec}
+    return TrainState(optim.make(learning, spec, options.optimizer))
+
+
+def copy_of(params, config) -> dict:
+    """The tree with copies of the leaves that learn: training it changes nothing. What is frozen is shared."""
+    spec = trained_spec(params, config)
+    copy = {name: leaf.detach().clone() if name in spec else leaf for name, leaf in tree.walk(params)}
+    return tree.nest(copy)
 
 
 def rate(step, options) -> float:
@@ -120,7 +130,7 @@ def train_step_(params, config, batch, state, options) -> Record:
     began = time.perf_counter()
     with deterministic(device.type):
         nats = gradients_(params, config, batch, state.step, options)
-        norm = optim.clip_([leaf.grad for leaf in tree.leaves(params)], options.clip)
+        norm = optim.clip_([leaf.grad for leaf in state.optimizer.named_params.values()], options.clip)
         nats, norm = torch.stack([nats.float(), norm.float()]).tolist()  # the one wait for the device
         if not math.isfinite(nats) or not math.isfinite(norm):
             state.optimizer.zero_grad_()
@@ -145,7 +155,7 @@ def gradients_(params, config, batch, step, options) -> Tensor:
     """Add the gradient of the update's mean loss to the leaves, pass by pass; returns that mean in nats, ()."""
     device = params["embed"]["w"].device
     tokens, targets = (part.to(device, non_blocking=True) for part in batch)
-    run = loss_function(config, options.dtype, options.attention, options.compiled)
+    run = loss_function(config, options.dtype, options.attention, options.compiled, options.recompute)
     n_pass = options.n_pass or len(tokens)
     nats = torch.zeros((), device=device, dtype=torch.promote_types(torch.float32, getattr(torch, options.dtype)))
     counted = (targets != -100).sum().clamp(min=1).to(nats.dtype)
@@ -167,7 +177,7 @@ def dropout_seeds(seed, step, first, n, device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def loss_function(config, dtype, attention, compiled) -> Callable:
+def loss_function(config, dtype, attention, compiled, recompute=False) -> Callable:
     """(params, tokens, targets, seed) -> mean loss, computed in dtype; the body one compiled graph if asked.
 
     Weights are cast once at the top instead of autocast: as fast compiled, faster in eager, and nothing hidden. The
@@ -175,8 +185,9 @@ def loss_function(config, dtype, attention, compiled) -> Callable:
     """
 
     def body(params, tokens, seed):
-        return hidden(params, config, tokens, dropout=seed, attention=attention)
+        return hidden(params, config, tokens, dropout=seed, attention=attention, block=way)
 
+    way = recomputed if recompute else block
     body = torch.compile(body, fullgraph=True, dynamic=False) if compiled else body
 
     def run(params, tokens, targets, seed):
@@ -184,6 +195,15 @@ def loss_function(config, dtype, attention, compiled) -> Callable:
         return head_loss(params, config, body(params, tokens, seed), targets)
 
     return run
+
+
+def recomputed(x, p, config, positions, kv=None, **ways) -> Tensor:
+    """A block that keeps only x for the backward pass, and runs again there: equal gradients for less memory.
+
+    Dropout's masks come back by themselves: they are a function of the seed.  Chen et al. 2016, arXiv:1604.06174.
+    """
+    run = lambda x: block(x, p, config, positions, kv, **ways)
+    return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager
@@ -287,7 +307,7 @@ def measure(params, config, batch, options, *, seconds=6.0) -> Timing:
 
     Warms up (and compiles) first, then takes medians of up to 10 passes within so many seconds, at least 3.
     """
-    copy = tree.map(lambda leaf: leaf.detach().clone(), params)
+    copy = copy_of(params, config)
     state, device = init_state(copy, config, options), params["embed"]["w"].device
     part = tuple(t[: options.n_pass] for t in batch)
 
@@ -304,7 +324,7 @@ def measure(params, config, batch, options, *, seconds=6.0) -> Timing:
 
     def move_():
         with deterministic(device.type):
-            optim.clip_([leaf.grad for leaf in tree.leaves(copy)], options.clip)
+            optim.clip_([leaf.grad for leaf in state.optimizer.named_params.values()], options.clip)
             state.optimizer.step_(1e-3)
 
     passes = []

@@ -34,6 +34,15 @@ def map(f, *trees):
     return f(*trees)
 
 
+def overlay(first, second):
+    """The tree first with the leaves of second added, at their paths; where both have a leaf it is second's."""
+    if isinstance(second, dict):
+        return first | {key: overlay(first[key], sub) if key in first else sub for key, sub in second.items()}
+    if isinstance(second, list):
+        return [overlay(*pair) for pair in zip(first, second, strict=True)]
+    return second
+
+
 def nest(flat):
     """The inverse of walk: dotted names -> nested dicts; keys 0, 1, ... become a list."""
     tree = {}

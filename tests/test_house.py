@@ -18,7 +18,7 @@ FLOORS = {
     0: ("config", "tree", "cache", "device", "files"),
     1: ("ops", "sampling", "optim", "stats", "tokenizer", "_C"),  # _C: what csrc/ is built into
     2: ("kernels",),
-    3: ("model", "checkpoint", "data", "parallel", "pretrained", "engine", "graph", "generate"),
+    3: ("model", "checkpoint", "data", "parallel", "pretrained", "lora", "engine", "graph", "generate"),
     4: ("train", "evaluate", "interpret"),
     5: ("tools",),
     6: ("tasks",),
@@ -28,7 +28,8 @@ FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}
 # On one floor nobody imports a neighbour, except these: each pair has one direction, so no circle can form.
 SIDEWAYS = {
     "cache": {"config"},
-    "checkpoint": {"model"},
+    "checkpoint": {"model", "lora"},
+    "lora": {"model"},
     "generate": {"model", "engine", "graph"},
     "engine": {"model"},
     "graph": {"model"},

@@ -24,3 +24,12 @@ def test_map_takes_several_trees():
     total = tree.map(torch.add, a, a)
     assert total["x"] == 2
     assert total["y"][0] == 4
+
+
+def test_overlay_adds_leaves_at_their_paths():
+    first = {"a": [{"w": 1}, {"w": 2}], "b": {"w": 3}}
+    assert tree.overlay(first, {"a": [{"x": 4}, {}], "b": {"w": 5}}) == {
+        "a": [{"w": 1, "x": 4}, {"w": 2}],
+        "b": {"w": 5},
+    }
+    assert first == {"a": [{"w": 1}, {"w": 2}], "b": {"w": 3}}
