@@ -102,7 +102,8 @@ def generate(params, config, prompts, options=GenerateOptions(), *, tap=None, pa
         if not stays:
             return
         if len(stays) < len(live):
-            live, cache = [live[place] for place in stays], cache and select(cache, stays)
+            lengths = [len(growing[place].context) - 1 for place in stays]  # the longest row may be gone
+            live, cache = [live[place] for place in stays], cache and with_lengths(select(cache, stays), lengths)
         full = [place for place, index in enumerate(live) if rows[index].make_room_(config.n_context)]
 
 

@@ -169,3 +169,16 @@ def test_text_is_streamed_up_to_the_first_stop_string(text, stop, pieces):
 
 def test_half_a_character_at_the_end_is_replaced():
     assert list(text_pieces("a€".encode()[:-1], Letters())) == ["a", "\ufffd"]
+
+
+def test_a_short_row_goes_on_when_the_longest_has_ended():
+    """Seen to fail with the bound of the row that is gone: the cache seemed full, 36 tokens too early."""
+    config = CONFIGS["gpt2"]
+    params = random_params(config)
+    greedy = {"sampling": PRESETS["greedy"], "max_new_tokens": 12, "engine": "eager"}
+    texts = lambda prompts, **ways: list(generate(params, config, prompts, GenerateOptions(**greedy | ways)))
+    last = texts([[1] * 38])[0].tokens[0]
+    alone = [step.tokens[0] for step in texts([[2, 5]])]
+    assert last not in alone
+    together = texts([[1] * 38, [2, 5]], stop=(last,))
+    assert [step.tokens[1] for step in together] == alone
