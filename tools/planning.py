@@ -23,8 +23,8 @@ from gptcore.data.streamed import choose as choose_source
 from gptcore.evaluate.perplexity import score_documents
 from gptcore.generate import GenerateOptions, generate
 from gptcore.model import check_params, count_params, init_params
-from gptcore.train import TrainOptions, TrainState, gradients_, init_state, measure
-from tools import fetching
+from gptcore.train import TrainOptions, TrainState, copy_of, gradients_, init_state, measure
+from tools import fetching, finetuning
 from tools.machine import set_up
 from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, PROMPTS, RATES
 from tools.tables import start_table
@@ -64,17 +64,28 @@ class Job:
     known: dict = field(default_factory=dict)  # the last losses: what state.json keeps beside the weights
 
 
-def begin(given, console) -> Job:
-    """Read, draw, measure, freeze: a run folder that has everything but its first update."""
-    mode = MODES[given["mode"]]
+def begin(given, console, chosen=frozenset()) -> Job:
+    """Read, draw, measure, freeze: a run folder that has everything but its first update.
+
+    chosen are the names of the options that were typed.
+    """
+    mode = MODES[given["mode"]] | (finetuning.DEFAULTS if given["init"] else {})
+    if "mode" in chosen and given["init"]:  # its length was asked for
+        mode |= {name: MODES[given["mode"]][name] for name in ("minutes", "epochs")}
     pick = lambda name: mode[name] if given[name] is None else given[name]
     refuse(given, pick)
+    base = finetuning.open_base(given, chosen) if given["init"] else None
     place = set_up(given)
     tell(console, f"Device: {device.backend_name(place)}, {device.card_name(place)}")
-    accumulation = given["accumulation_steps"] or ACCUMULATION
-    dataset = read_text(given, mode, accumulation, console)
-    config = choose_config(given, pick, dataset.tokenizer.n_vocab, dataset.n_context)
-    params = tree.map(lambda leaf: leaf.to(place), init_params(config, device.generator(given["seed"], "init")))
+    for line in finetuning.refuse_memory(base, given, place) if base else ():
+        tell(console, line)
+    accumulation = given["accumulation_steps"] or mode.get("accumulation", ACCUMULATION)
+    dataset = read_text(given, mode, accumulation, base, console)
+    if base:
+        config, params = base.config, finetuning.weights(base, given, place)
+    else:
+        config = choose_config(given, pick, dataset.tokenizer.n_vocab, dataset.n_context)
+        params = tree.map(lambda leaf: leaf.to(place), init_params(config, device.generator(given["seed"], "init")))
     options = choose_options(given, mode)
     length = Length(
         epochs=pick("epochs"), minutes=None if given["steps"] else pick("minutes"), steps=given["steps"],
@@ -100,9 +111,13 @@ def begin(given, console) -> Job:
         "n_windows": dataset.n_windows, "n_validation_tokens": n_scored,
         "tokenizer": {"name": dataset.tokenizer.name, "fingerprint": dataset.tokenizer.fingerprint},
         "machine": machine(place, options), "argv": sys.argv[1:],
-    }  # fmt: skip
+    } | (finetuning.facts(base, given) if base else {})  # fmt: skip
     path = checkpoint.create_run("runs", given["run"], run, dataset.tokenizer)
+    dataset = replace(dataset, tokenizer=dataset.tokenizer.with_rows(config.n_vocab))
     state = init_state(params, config, options)
+    if base and (known := finetuning.moments(base, given, options.optimizer.kind)):
+        optim.load_state_(state.optimizer, known)
+        tell(console, "AdamW goes on with the moments that the import brought.")
     save_every = given["save_every"] or max(1, round(60 / timing.update_seconds(dataset.n_sequences)))
     peak = device.gemm_peak(place, getattr(torch, options.dtype))
     job = Job(path, run, config, params, state, options, dataset, place, peak, save_every, given["debug"])
@@ -120,18 +135,23 @@ def refuse(given, pick) -> None:
         raise ValueError("steps: expected --steps or --minutes, got both")
     if given["run"] is not None:
         checkpoint.check_new_name("runs", given["run"])
+    if given["init"]:
+        return
+    if given["lora"]:
+        raise ValueError("lora: expected --init RUN beside it, got none")
     choose_config(given, pick, n_vocab=1, n_context=given["n_context"])
 
 
-def read_text(given, mode, accumulation, console):
+def read_text(given, mode, accumulation, base, console):
     """The dataset, with a line for each thing the user should know."""
+    n_context = min(given["n_context"], base.config.n_context) if base else given["n_context"]
     ways = {
-        "n_context": given["n_context"], "n_sequences": max(1, MICRO_BATCH // given["n_context"]) * accumulation,
+        "n_context": n_context, "n_sequences": max(1, MICRO_BATCH // n_context) * accumulation,
         "seed": given["seed"], "cache": given["cache"], "text_field": given["text_field"], "packing": given["packing"],
         "tokens_per_epoch": given["tokens_per_epoch"] or mode["tokens_per_epoch"],
         "mix": weights(given["mix"]), **fetching.ways(given, mode["cache_gb"]),
     }  # fmt: skip
-    chosen = choose_tokenizer(given["tokenizer"], mode, console)
+    chosen = base.tokenizer if base else choose_tokenizer(given["tokenizer"], mode, console)
     sources = list(given["data"]) or ["auto"]
     if "auto" in sources:
         found, why = choose_source(chosen, ways["tokens_per_epoch"], cache=given["cache"])
@@ -208,10 +228,13 @@ def choose_options(given, mode) -> TrainOptions:
     """What moves the weights: the mode's choices, and whatever the command line overrides. The length comes later."""
     kind = given["optimizer"] or mode.get("optimizer", "adamw")
     asked = {"lr": given["lr"], "muon_lr": given["muon_lr"], "weight_decay": given["weight_decay"]}
-    rates = {"lr": RATES[kind]} | {name: value for name, value in asked.items() if value is not None}
+    lr = finetuning.RATES["lora" if given["lora"] else "full"] if given["init"] else RATES[kind]
+    rates = {"lr": lr} | {name: value for name, value in asked.items() if value is not None}
     schedule = given["schedule"] or mode.get("schedule", "cosine")
-    optimizer = optim.Options(kind=kind, **rates)
-    return TrainOptions(n_steps=1, clip=given["clip"], seed=given["seed"], schedule=schedule, optimizer=optimizer)
+    return TrainOptions(
+        n_steps=1, clip=given["clip"], seed=given["seed"], schedule=schedule, warmup=mode.get("warmup", 0.05),
+        recompute=given["recompute"], optimizer=optim.Options(kind=kind, **rates),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -272,6 +295,8 @@ def calibrate(params, config, dataset, options, given, length, console):
         return eager, "no: --compile off"
     if given["compile_"] == "auto" and (planned < COMPILE_PAYS or place.type not in ("cpu", "cuda")):
         return eager, "no: the run is too short to pay for it" if planned < COMPILE_PAYS else "no: not on this device"
+    if given["recompute"]:
+        return eager, "no: --recompute"
     if given["compile_"] == "auto" and config.dropout:
         return eager, "no: dropout's masks take minutes to compile"
     began, timings = time.perf_counter(), [] if given["compile_"] == "on" else [eager]
@@ -294,7 +319,8 @@ def compile_fault(params, config, batch, options) -> str:
     """Why a compiled update cannot be used, in one line: it fails, or its loss is not the eager one within 2 % in
     bfloat16 and 1e-4 in float32. Empty if it can.
     """
-    copy = tree.map(lambda leaf: leaf.detach().clone().requires_grad_(), params)
+    copy = copy_of(params, config)
+    init_state(copy, config, options)
     loss = lambda compiled: gradients_(copy, config, batch, 0, replace(options, compiled=compiled)).item()
     try:
         compiled, eager = loss(True), loss(False)
@@ -347,7 +373,8 @@ def reopen(given, chosen, console) -> Job:
         hint = f"invoke train --init {path.name} --data FILE trains it on"
         raise ValueError(f"resume: expected a run with a text of its own, got {path.name}, which was imported; {hint}")
     config, at = checkpoint.read_config(path), step.state["step"]
-    check_params(step.params, config)
+    params = tree.overlay(checkpoint.load_base(path), step.params) if run.get("lora") else step.params
+    check_params(tree.nest({name: leaf for name, leaf in tree.walk(params) if ".lora_" not in name}), config)
     if at >= run["n_steps"] and step.state.get("sampled_at") == at:
         raise ValueError(f"resume: expected a run that is not finished, got {path.name} at update {at:,}, its last")
     for line in damaged:
@@ -360,7 +387,8 @@ def reopen(given, chosen, console) -> Job:
     words, ways = tokenizer.load(path / "tokenizer.json"), fetching.ways(given, MODES[run["mode"]]["cache_gb"])
     with fetching.shown(console, "Reading the text") as watch:
         dataset = reopen_data(run["plan"], words, cache=given["cache"], watch=watch, **ways)
-    params = tree.map(lambda leaf: leaf.to(place), step.params)
+    dataset = replace(dataset, tokenizer=dataset.tokenizer.with_rows(config.n_vocab))
+    params = tree.map(lambda leaf: leaf.to(place), params)
     if options.compiled:
         batch = tuple(part[: options.n_pass] for part in dataset.batch(0))
         if fault := compile_fault(params, config, batch, options):

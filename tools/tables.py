@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from gptcore import checkpoint
-from gptcore.model import param_spec
+from gptcore.lora import trained_spec
 from gptcore.train import look
 from tools.view import duration, fact_table, panel, perplexity
 
@@ -15,7 +15,7 @@ from tools.view import duration, fact_table, panel, perplexity
 def start_table(job, compiling):
     """What the run is made of; every number stands in run.json too."""
     config, run, data, options = job.config, job.run, job.dataset, job.options
-    optimizer, spec = options.optimizer, param_spec(config)
+    optimizer, spec = options.optimizer, trained_spec(job.params, config)
     counts = {
         decay: sum(math.prod(leaf.shape) for leaf in spec.values() if leaf.decay is decay) for decay in (True, False)
     }
@@ -36,7 +36,8 @@ def start_table(job, compiling):
             "shards": data.plan["folder"],
             "licence": about["licence"],
             "tokenizer": f"{data.tokenizer.name}, {data.tokenizer.n_vocab:,} ids",
-            "model": f"{run['arch']}, {run['n_params']:,} parameters",
+            "model": f"{run['arch']}, {run['n_params']:,} parameters"
+            + (f", {sum(counts.values()):,} of LoRA learn" if "lora" in run else ""),
             "sizes": f"{config.n_layer} blocks, width {config.d_model}, MLP {config.d_ff}, heads {heads}",
             "positions": f"{config.position}, dropout {config.dropout:g}",
             "update": f"{update_tokens:,} tokens, accumulation {run['accumulation_steps']}",

@@ -116,6 +116,9 @@ class Number(click.FloatRange):
 @click.option("--save-every", type=POSITIVE, help="Updates between saves (default: about a minute).")
 @click.option("--run", metavar="NAME", help="Name of the new run (default: quick-001 and so on).")
 @click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with a run: the newest, or RUN.")
+@click.option("--init", metavar="RUN", help="Fine-tune a run's weights, with its tokenizer and architecture.")
+@click.option("--lora", type=POSITIVE, metavar="RANK", help="With --init: train a second tree of this rank alone.")
+@click.option("--recompute", is_flag=True, help="Keep one activation a block: less memory, a third more work.")
 @click.option("--debug", is_flag=True, help="Show every site's smallest, largest and mean value in the first update.")
 def train(**given):
     """Train a model on text: FineWeb-Edu, WikiText, Python's documentation, or your own files."""
@@ -131,7 +134,7 @@ def train(**given):
     if given["no_compile"]:
         given["compile_"] = "off"
     if given["resume"] is None:
-        job = planning.begin(given, console)
+        job = planning.begin(given, console, chosen)
         with only_writer(job.path, "run", patience=0):
             return training.work(job, console)
     run_dir = checkpoint.find_run(given["resume"] or None)

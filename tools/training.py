@@ -13,6 +13,7 @@ from gptcore.data.download import Lost
 from gptcore.evaluate.perplexity import Stopped, score_documents
 from gptcore.files import write_whole
 from gptcore.generate import GenerateOptions, generate
+from gptcore.lora import second
 from gptcore.sampling import Sampling
 from gptcore.train import NotFinite, flops_per_token, train
 from tools import fetching
@@ -43,6 +44,8 @@ def follow(job, saver, view, stop) -> None:
     """Updates, and at an epoch's end validation, save and samples. The run is whole at every record."""
     try:
         if job.state.step == 0:  # killed before its next save, the run can still go on
+            if "init" in job.run and "validated_at" not in job.known:  # what it begins with is a result too
+                validate(job, view, stop)
             save(job, saver)
         if epoch_is_open(job):  # stopped between an epoch's last update and its samples
             end_epoch(job, saver, view, stop)
@@ -94,17 +97,23 @@ def end_epoch(job, saver, view, stop) -> None:
     """Validation, a save that stays, samples and the plot: what a stop left out, the resumed run begins with."""
     step = job.state.step
     if job.known.get("validated_at") != step:
-        record = {"kind": "validation", "step": step, "epoch": epoch_of(job), **validation(job, stop)}
-        best = record["loss"] < job.known.get("best_loss", float("inf"))
-        job.known |= {"validation_loss": record["loss"], "bits_per_byte": record["bits_per_byte"]}
-        job.known |= {"validated_at": step} | ({"best_loss": record["loss"], "best_step": step} if best else {})
-        tell(job, view, record)
+        validate(job, view, stop)
         save(job, saver)
     for prompt, text in samples(job, stop):
         tell(job, view, {"kind": "sample", "step": step, "prompt": prompt, "text": text})
     write_samples(job.path)
     write_loss_plot(job.path)
     job.known |= {"sampled_at": step}
+
+
+def validate(job, view, stop) -> None:
+    """Measure the weights as they are, and remember whether they are the best so far."""
+    step = job.state.step
+    record = {"kind": "validation", "step": step, "epoch": epoch_of(job), **validation(job, stop)}
+    best = record["loss"] < job.known.get("best_loss", float("inf"))
+    job.known |= {"validation_loss": record["loss"], "bits_per_byte": record["bits_per_byte"]}
+    job.known |= {"validated_at": step} | ({"best_loss": record["loss"], "best_step": step} if best else {})
+    tell(job, view, record)
 
 
 def epoch_is_open(job) -> bool:
@@ -136,7 +145,7 @@ def save(job, saver) -> None:
     tokens = job.state.step * job.dataset.n_sequences * job.dataset.n_context
     state = job.known | {"epoch": epoch_of(job) if job.state.step else 0, "epoch_end": ends, "tokens": tokens}
     moving = optim.state(job.state.optimizer)
-    saver.save(job.state.step, params=job.params, optimizer=moving, rng={}, state=state)
+    saver.save(job.state.step, params=second(job.params, job.config), optimizer=moving, rng={}, state=state)
 
 
 def validation(job, stop) -> dict:

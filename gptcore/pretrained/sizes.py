@@ -30,6 +30,13 @@ def full_bytes(config) -> int:
     return 16 * n_weights(config)
 
 
+def activation_bytes(config, n_tokens, *, recompute=False) -> int:
+    """What a sequence of so many tokens keeps for the backward pass, in float32, roughly: 34 widths a token and block,
+    with recomputation one a block and 34 for the one at work.  Korthikanti et al. 2022, arXiv:2205.05198."""
+    widths = config.n_layer + 34 if recompute else 34 * config.n_layer
+    return 4 * widths * config.d_model * n_tokens
+
+
 def lora_weights(config, rank) -> int:
     """How many numbers a LoRA of that rank on q, k, v and o has."""
     q, kv = config.n_head * config.d_head, config.n_kv_head * config.d_head
