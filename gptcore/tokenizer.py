@@ -236,7 +236,7 @@ def train_bpe(texts, n_vocab, pattern=PATTERN) -> Tokenizer:
     )
     model.add_special_tokens([EOT])  # the last id
     name = f"bpe:{model.get_vocab_size()}"
-    tokens, special = _vocabulary(model)
+    tokens, special = _vocabulary(model, _printed)
     fast = _tiktoken(tokens, special, pattern)
     if fast(probe) != _encoder(model)(probe):
         # Ids do not depend on this processor. It is the mark that makes parse leave tiktoken alone.
@@ -259,9 +259,11 @@ def parse(text, name, pattern=PATTERN) -> Tokenizer:
     model.no_padding()
     parts = json.loads(model.to_str())
     kinds = parts["model"]["type"], (parts["decoder"] or {}).get("type")
-    if kinds != ("BPE", "ByteLevel"):
+    steps = [step["type"] for step in (parts["decoder"] or {}).get("decoders", ())]
+    spaced = kinds == ("BPE", "Sequence") and "ByteFallback" in steps  # as Llama 2 and TinyLlama have it
+    if kinds != ("BPE", "ByteLevel") and not spaced:
         raise ValueError(f"tokenizer: expected a byte-level BPE, got a {kinds[0]} decoded by {kinds[1]} in {name}")
-    tokens, special = _vocabulary(model)
+    tokens, special = _vocabulary(model, _spaced if spaced else _printed)
     ends = [special[end] for end in ENDS if end in special]
     if not ends:
         raise ValueError(f"tokenizer: expected one of {', '.join(ENDS)} as a special token, got none in {name}")
@@ -330,13 +332,32 @@ def _printable():
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(hidden)}
 
 
-def _vocabulary(model):
-    """The bytes of each id, and the special ids by text. `tokenizers` writes every byte as one printable character."""
-    byte = {character: b for b, character in _printable().items()}
+@cache
+def _byte_of():
+    return {character: b for b, character in _printable().items()}
+
+
+def _printed(text):
+    """The bytes of a byte-level token's text."""
+    byte = _byte_of()
+    return bytes(byte[c] for c in text) if byte.keys() >= set(text) else text.encode()
+
+
+def _spaced(text):
+    """The bytes of a token in which a space is written as U+2581, and a byte that is no character as <0xE2>.
+
+    The text of ids then begins with the space that such tokenizers put before every text.
+    """
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", text)
+    return bytes([int(byte.group(1), 16)]) if byte else text.replace("\u2581", " ").encode()
+
+
+def _vocabulary(model, read):
+    """The bytes of each id, read from its text, and the special ids by text."""
     vocab = model.get_vocab()
     tokens = [b""] * (max(vocab.values()) + 1)
     for text, id in vocab.items():
-        tokens[id] = bytes(byte[c] for c in text) if byte.keys() >= set(text) else text.encode()
+        tokens[id] = read(text)
     special = {}
     for id, token in model.get_added_tokens_decoder().items():
         tokens[id] = b"" if token.special else token.content.encode()

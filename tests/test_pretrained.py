@@ -16,7 +16,7 @@ from gptcore.cache import init_cache
 from gptcore.config import architecture
 from gptcore.generate import GenerateOptions
 from gptcore.model import forward
-from gptcore.pretrained import ARCHITECTURES, open_folder, save_run
+from gptcore.pretrained import ARCHITECTURES, gguf, open_folder, save_run, sizes
 from gptcore.pretrained.export import compare, export_folder, find_class, plain
 from gptcore.pretrained.settings import Settings
 from gptcore.sampling import PRESETS
@@ -183,6 +183,44 @@ def test_the_tokenizer_gives_transformers_own_ids(name, shelf, tmp_path):
     assert oracle.eos_token_id == model.tokenizer.eot
 
 
+def spaced_words(folder):
+    """A tokenizer.json as Llama 2 has it: a space is U+2581, one before every text, unknown characters are bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+    model = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    model.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    model.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    ends = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=40, special_tokens=ends, show_progress=False)
+    model.train_from_iterator(["It was the best of times, it was the worst of times"] * 9, trainer)
+    parts = json.loads(model.to_str())
+    known = len(parts["model"]["vocab"])
+    parts["model"]["vocab"] |= {f"<0x{byte:02X}>": known + byte for byte in range(256)}
+    parts["model"]["byte_fallback"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
+    return known + 256
+
+
+def test_a_tokenizer_of_pieces_with_spaces_gives_transformers_own_ids(tmp_path):
+    """Characters it does not know are bytes, half of one waits in a stream, and the text comes back after a space."""
+    from transformers import PreTrainedTokenizerFast
+
+    n_vocab = spaced_words(tmp_path)
+    words = tokenizer.load(tmp_path / "tokenizer.json")
+    oracle = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    text = "It was naïve: 日本 of times\n"
+    ids = oracle.encode(text, add_special_tokens=False)
+    assert words.encode(text) == ids
+    assert words.decode(ids) == " " + text
+    assert (words.n_vocab, words.eot) == (n_vocab, 2)
+    stream = words.stream()
+    assert "".join(stream.feed(id) for id in ids) + stream.end() == " " + text
+    with pytest.raises(ValueError, match="format: expected a byte-level tokenizer for a GGUF file"):
+        gguf.check_words(words)
+
+
 def test_rows_without_a_token_can_be_drawn(shelf, tmp_path):
     """The model has 300 rows and the tokenizer 290 ids: the other ten add nothing to a text and are no error."""
     model = load(shelf("gpt2"), tmp_path)
@@ -334,3 +372,43 @@ def test_cases_of_every_axis_export_or_say_why():
         accepted += 1
         assert asdict(found.config_from(Settings(found.config_to(flat)))) == asdict(flat)
     assert accepted >= 8
+
+
+PUBLISHED = {
+    "smollm2-135m": ("llama", 134_515_008, {
+        "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True,
+    }),
+    "qwen2-0.5b": ("qwen2", 494_032_768, {
+        "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "intermediate_size": 4864, "vocab_size": 151936, "tie_word_embeddings": True,
+    }),
+    "qwen3-0.6b": ("qwen3", 596_049_920, {
+        "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936, "tie_word_embeddings": True,
+    }),
+    "gpt2": ("gpt2", 124_439_808, {}),
+    "gpt2-medium": ("gpt2", 354_823_168, {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
+    "gpt2-xl": ("gpt2", 1_557_611_200, {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
+    "pythia-70m": ("gpt_neox", 70_426_624, {
+        "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048,
+        "vocab_size": 50304, "rotary_pct": 0.25, "rotary_emb_base": 10000,
+    }),
+    "phi-2": ("phi", 2_779_683_840, {
+        "hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 10240,
+        "vocab_size": 51200, "partial_rotary_factor": 0.4, "rope_theta": 10000.0,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_published_sizes(name):
+    kind, count, given = PUBLISHED[name]
+    config = ARCHITECTURES[kind].config_from(Settings(given))
+    assert sizes.n_weights(config) == count
+    if name == "phi-2":
+        assert config.d_rot == 32
+        assert sizes.weight_bytes(config, 2) == 5_559_367_680
+        assert sizes.cache_bytes(config, 1, 2) == 327_680
+        assert sizes.lora_weights(config, 8) == 5_242_880
+        assert round(sizes.full_bytes(config) / 1e9, 1) == 44.5

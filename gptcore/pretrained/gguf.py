@@ -36,6 +36,7 @@ def export_file(params, config, words, path) -> str:
     path = Path(path)
     if path.exists():
         raise ValueError(f"out: expected a new file, got {path}, which exists")
+    check_words(words)
     params, config = plain(params, config)
     architecture = find_class(config, KNOWN)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +49,12 @@ def export_file(params, config, words, path) -> str:
         new.unlink(missing_ok=True)
     erf = config.mlp == "gelu"
     return said + ("; its GELU is the tanh approximation, a little different from this model's" if erf else "")
+
+
+def check_words(words) -> None:
+    """Raise ValueError for a tokenizer whose pieces are not bytes: the file would need scores that nobody has."""
+    if json.loads(tokenizer.as_json(words))["decoder"]["type"] != "ByteLevel":
+        raise ValueError(f"format: expected a byte-level tokenizer for a GGUF file, got {words.name}")
 
 
 def write_file(params, config, words, path, architecture) -> None:
