@@ -79,6 +79,9 @@ def test_a_folder_becomes_a_run_that_speaks_and_goes_out_again(folder, tmp_path)
     assert said.status == 0, said.stderr
     assert "It was" in said.stdout
     (tmp_path / "text.txt").write_text("The best of times, the worst of times.\n" * 40, encoding="utf-8")
+    checkpoint.create_run(tmp_path / "runs", "newer", {"mode": "quick"}, named("byte"))
+    listed = typed("runs", cwd=tmp_path).stdout
+    assert 0 < listed.index("mine") < listed.index("newer")
     scored = typed("evaluate", "--run", "mine", "--data", "text.txt", cwd=tmp_path)
     assert scored.status == 0, scored.stderr
     assert refused(typed("train", "--resume", "mine", cwd=tmp_path), "which was imported", "invoke train --init mine")

@@ -23,6 +23,8 @@ NOT_HERE = {
     "invoke sanitize": "a minute; CI runs it last",
     "invoke benchmark": "minutes; test_benchmark.py runs one case",
     "invoke TASK --help": "stands for all",
+    "invoke pretrained phi-2": "5.6 GB; tests/test_pretrained_commands.py has a hub of its own",
+    "invoke import FILE": "stands for all",
     "invoke harness --run RUN --tasks …": "needs an extra; tests/test_scoring.py runs it",
 }
 # Five minutes become seconds: the same command on a smaller model.
@@ -36,6 +38,8 @@ def folder(tmp_path_factory):
     (path / "tasks.py").write_text(
         f"import sys\nsys.path.insert(0, {str(HOUSE)!r})\n" + (HOUSE / "tasks.py").read_text()
     )
+    lines = (f"A note of the {n}th day: the cat sat on the mat, and it was the best of times.\n\n" for n in range(400))
+    (path / "notes.txt").write_text("".join(lines), encoding="utf-8")
     return path
 
 

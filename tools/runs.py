@@ -13,7 +13,7 @@ def runs(run):
 
     console = Console()
     if run is None:
-        infos = checkpoint.list_runs()
+        infos = sorted(checkpoint.list_runs(), key=lambda info: info.run.get("mode") != "imported")  # those first
         console.print(listing(infos) if infos else "No runs in runs/ yet: invoke train --mode quick makes one.")
     else:
         infos = [checkpoint.read_info(checkpoint.find_run(run))]
