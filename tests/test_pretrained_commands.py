@@ -412,3 +412,11 @@ def test_short_names_are_ids_of_the_hub():
     for wrong in ("../x/y", "a/b/c", "/etc", "a b/c", ""):
         with pytest.raises(ValueError, match="pretrained: expected a folder, owner/model or one of"):
             hub.repository_name(wrong)
+
+
+@pytest.mark.parametrize("command", ["import", "pretrained"])
+def test_help_is_help_where_an_argument_is_required(command, tmp_path):
+    """Seen to fail: Invoke took --help for the argument."""
+    done = typed(command, "--help", cwd=tmp_path)
+    assert done.status == 0
+    assert "--dtype" in done.stdout

@@ -37,6 +37,8 @@ def as_task(command, path) -> invoke.Task:
     arguments = [p.name for p in command.params if isinstance(p, click.Argument)]
 
     def body(context, **given):
+        if any(given[name] in ("--help", "-h") for name in arguments):  # Invoke takes it for the argument
+            return run(command, ["--help"], path)
         argv = [word for name, option in options.items() for word in words(option, given[name])]
         run(command, [*argv, "--", *(given[name] for name in arguments)], path)
 

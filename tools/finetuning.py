@@ -5,6 +5,7 @@ warm-up, and the step before the first update counts as a result, so that a fine
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -30,7 +31,7 @@ def open_base(given, chosen) -> checkpoint.Loaded:
     try:
         base = checkpoint.load_model(given["init"])
     except ValueError as error:
-        if given["init"] in hub.NAMES:
+        if given["init"] in hub.NAMES and not Path("runs", given["init"]).exists():
             raise ValueError(
                 f"init: expected a run, got {given['init']}; invoke pretrained {given['init']} makes it"
             ) from None
