@@ -363,7 +363,7 @@ def test_a_cut_download_goes_on_where_it_stopped(server, folder, tmp_path):
 def test_files_that_have_arrived_are_not_fetched_again(server, tmp_path):
     server.rules = {"status": [403] * 20, "on": "model.safetensors"}
     assert refused(
-        ask(server, tmp_path, "me/tiny", "--yes"), "expected me/tiny's model.safetensors from the hub, got 500"
+        ask(server, tmp_path, "me/tiny", "--yes"), "expected me/tiny's model.safetensors from the hub, got 403"
     )
     assert not (tmp_path / "runs").exists()
     server.rules, server.seen[:] = {}, []

@@ -6,6 +6,7 @@ goes on with the rest of the file; where the command is stopped, the files that 
 could run is ever fetched.
 """
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def _cached(name, revision):
 
     found = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").glob(f"{revision or ''}*")
     folder = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-    if folder is None:
+    if folder is None or not (folder / "config.json").is_file():
         asked = f"commit {revision} of {name}" if revision else name
         raise ValueError(f"pretrained: expected {asked} in the hub's cache, because HF_HUB_OFFLINE is set, got nothing")
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
@@ -116,34 +117,34 @@ def _has(repository, file):
     return isinstance(hub.try_to_load_from_cache(repository.name, file, revision=repository.revision), str)
 
 
-class _told:
-    """What the hub's library raises, as a ValueError in one line."""
+@contextlib.contextmanager
+def _told(what):
+    """What the hub's library raises, as a ValueError in one line; its own lines about it are left out."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import logging
 
-    def __init__(self, what):
-        self.what = what
+    # The library's own base classes are those of the HTTP client it uses, whichever that is.
+    known = (*errors.HfHubHTTPError.__bases__, errors.EntryNotFoundError, ValueError)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except known as error:
+        raise ValueError(f"pretrained: expected {what} from the hub, got {_reason(error)}") from None
+    finally:
+        logging.set_verbosity(verbosity)
 
-    def __enter__(self):
-        from huggingface_hub.utils import logging
 
-        self.verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # what goes wrong is told below, once
+def _reason(error):
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def __exit__(self, kind, error, _):
-        from huggingface_hub import errors
-        from huggingface_hub.utils import logging
-
-        logging.set_verbosity(self.verbosity)
-        # The library's own base classes are those of the HTTP client it uses, whichever that is.
-        known = (*errors.HfHubHTTPError.__bases__, errors.EntryNotFoundError, ValueError)
-        if not isinstance(error, known):
-            return
-        while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
-            error = error.__cause__  # "nothing in the cache either" is not the reason
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        reason = {
-            401: "401: there is no such model, or it is not for everybody (set HF_TOKEN)",
-            403: "403: its owner wants a licence accepted first (set HF_TOKEN)",
-            404: "404: not found",
-            429: "429: too many requests, try again in some minutes; files that have arrived are kept",
-        }.get(status, f"{status or ''} {' '.join(str(error).split())[:200] or type(error).__name__}".strip())
-        raise ValueError(f"pretrained: expected {self.what} from the hub, got {reason}") from None
+    while isinstance(error, LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__  # "nothing in the cache either" is not the reason
+    status = getattr(getattr(error, "response", None), "status_code", "")
+    text = f"{status} {' '.join(str(error).split())[:200] or type(error).__name__}".strip()
+    return {
+        401: "401: there is no such model, or it is not for everybody (set HF_TOKEN)",
+        403: "403: its owner wants a licence accepted first (set HF_TOKEN)",
+        404: "404: not found",
+        429: "429: too many requests, try again in some minutes; files that have arrived are kept",
+    }.get(status, text)
