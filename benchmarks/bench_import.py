@@ -3,7 +3,8 @@
     python benchmarks/bench_import.py [--shape phi-2] [--tokens 64] [--folder DIR] [--json FILE]
 
 What is measured is the peak of resident memory, as the system counts it (mapped pages of files included) and of that
-what is the process's own (anonymous), beside the bytes of the weights; and the tokens a second of invoke generate.
+what is no file's but its own, beside the bytes of the weights; and the tokens a second of invoke
+generate, from the seconds that more tokens take.
 """
 
 import json
@@ -58,7 +59,7 @@ def make(folder, module, config, dtype, n_ids):
 
 
 def watched(folder, *words):
-    """(its output, seconds, peak resident bytes, peak anonymous bytes) of an invoke command."""
+    """(its output, seconds, peak resident bytes, peak of its own) of an invoke command."""
     environment = os.environ | {"PYTHONPATH": str(HOUSE)}
     command = [sys.executable, "-m", "invoke", "-r", str(HOUSE), *words]
     began, own = time.perf_counter(), [0]
@@ -70,8 +71,8 @@ def watched(folder, *words):
                 status = Path(f"/proc/{child.pid}/status").read_text()
             except OSError:
                 return
-            found = re.search(r"RssAnon:\s+(\d+) kB", status)
-            own[0] = max(own[0], int(found.group(1)) * 1024 if found else 0)
+            kept = re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status)
+            own[0] = max(own[0], sum(map(int, kept)) * 1024)
             time.sleep(0.05)
 
     thread = threading.Thread(target=look, daemon=True)
@@ -107,21 +108,21 @@ def main(shape, tokens, file, folder):
             _, seconds, peak, own = watched(place, "import", "source", "--run", name)
             row = {
                 "weights": sizes.n_weights(config), "dtype": str(dtype).removeprefix("torch."), "weight_bytes": n_bytes,
-                "import_seconds": seconds, "import_peak_bytes": peak, "import_anonymous_bytes": own,
+                "import_seconds": seconds, "import_peak_bytes": peak, "import_own_bytes": own,
                 "import_peak_ratio": peak / n_bytes,
             }  # fmt: skip
             for path in source.iterdir():  # room for what comes
                 path.unlink()
             words = ("generate", "--run", name, "--prompt", "The", "--preset", "greedy")
-            said, seconds, peak, own = watched(place, *words, "--max-new-tokens", str(tokens))
-            speed = re.search(r"([\d,]+) tokens a second", said).group(1).replace(",", "")
-            row |= {"tokens_per_second": int(speed), "generate_seconds": seconds, "generate_peak_bytes": peak}
-            row |= {"generate_anonymous_bytes": own}
+            _, begun, _, _ = watched(place, *words, "--max-new-tokens", "1")
+            _, seconds, peak, own = watched(place, *words, "--max-new-tokens", str(tokens + 1))
+            row |= {"tokens_per_second": tokens / (seconds - begun), "start_seconds": begun}
+            row |= {"generate_peak_bytes": peak, "generate_own_bytes": own}
         result["shapes"][name] = row
         click.echo(
             f"{name}: {n_bytes / 1e9:.2f} GB of weights; import {row['import_seconds']:.0f} s, peak "
             f"{row['import_peak_bytes'] / 1e9:.2f} GB ({row['import_peak_ratio']:.2f} x), "
-            f"{row['import_anonymous_bytes'] / 1e9:.2f} its own; generate {row['tokens_per_second']} tok/s, peak "
+            f"{row['import_own_bytes'] / 1e9:.2f} its own; generate {row['tokens_per_second']:.1f} tok/s, peak "
             f"{peak / 1e9:.2f} GB, {own / 1e9:.2f} its own"
         )
     if file:

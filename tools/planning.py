@@ -104,7 +104,8 @@ def begin(given, console, chosen=frozenset()) -> Job:
     if minutes:
         n_scored = min(n_scored, affordable(dataset, params, config, 6 * minutes / len(ends)))
     run = {
-        "version": 1, "mode": given["mode"], "config": asdict(config), "options": dump_options(options),
+        "version": 1, "mode": "tuned" if base else given["mode"],
+        "config": asdict(config), "options": dump_options(options),
         "seed": given["seed"], "plan": dataset.plan, "n_steps": n_steps, "epochs": len(ends), "epoch_ends": ends,
         "minutes": minutes, "accumulation_steps": accumulation, "estimated_seconds": round(seconds, 1),
         "arch": given["arch"], "n_params": count_params(config), "n_train_tokens": dataset.n_train_tokens,
