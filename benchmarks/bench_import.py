@@ -3,8 +3,7 @@
     python benchmarks/bench_import.py [--shape phi-2] [--tokens 64] [--folder DIR] [--json FILE]
 
 What is measured is the peak of resident memory, as the system counts it (mapped pages of files included) and of that
-what is no file's but its own, beside the bytes of the weights; and the tokens a second of invoke
-generate, from the seconds that more tokens take.
+what is no file's but its own, beside the bytes of the weights; and the tokens a second once the first is there.
 """
 
 import json
@@ -58,10 +57,26 @@ def make(folder, module, config, dtype, n_ids):
     files.write_whole(folder / "tokenizer.json", tokenizer.as_json(tokenizer.named(f"cl100k:{n_ids}")))
 
 
-def watched(folder, *words):
-    """(its output, seconds, peak resident bytes, peak of its own) of an invoke command."""
+def speak(name, n_tokens):
+    """Greedy tokens from a run as invoke generate makes them; the tokens a second after the first one."""
+    from gptcore import engine
+    from gptcore.generate import GenerateOptions, generate
+    from gptcore.sampling import PRESETS
+
+    loaded = checkpoint.load_model(name)
+    params, config = loaded.params, loaded.config
+    packed = None if engine.why_not(params, config) else engine.pack(params, config)
+    options = GenerateOptions(sampling=PRESETS["greedy"], max_new_tokens=n_tokens + 1)
+    steps = generate(params, config, [[1, 2, 3]], options, packed=packed)
+    next(steps)
+    began = time.perf_counter()
+    n_made = sum(1 for _ in steps)
+    return n_made / (time.perf_counter() - began)
+
+
+def watched(folder, *command):
+    """(its output, seconds, peak resident bytes, peak of its own) of a command."""
     environment = os.environ | {"PYTHONPATH": str(HOUSE)}
-    command = [sys.executable, "-m", "invoke", "-r", str(HOUSE), *words]
     began, own = time.perf_counter(), [0]
     child = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -81,7 +96,7 @@ def watched(folder, *words):
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise click.ClickException(f"{' '.join(words)} ended with {child.returncode}: {output}")
+        raise click.ClickException(f"{' '.join(command)} ended with {child.returncode}: {output}")
     return output, time.perf_counter() - began, usage.ru_maxrss * 1024, own[0]
 
 
@@ -90,8 +105,12 @@ def watched(folder, *words):
 @click.option("--tokens", default=64, show_default=True, help="New tokens.")
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Add the result to this file.")
 @click.option("--folder", type=click.Path(file_okay=False), help="Where there is room (default: the system's own).")
-def main(shape, tokens, file, folder):
+@click.option("--speak", "run", metavar="RUN", help="Only that: speak from a run, and print the tokens a second.")
+def main(shape, tokens, file, folder, run):
     """Make, import, generate; a line each."""
+    if run:
+        click.echo(speak(run, tokens))
+        return
     result = {
         "command": "python benchmarks/bench_import.py", "machine": card_name("cpu"), "torch": torch.__version__,
         "python": platform.python_version(), "load": os.getloadavg(), "shapes": {},
@@ -105,7 +124,8 @@ def main(shape, tokens, file, folder):
             place, source = Path(place), Path(place, "source")
             source.mkdir()
             make(source, module, config, dtype, n_ids)
-            _, seconds, peak, own = watched(place, "import", "source", "--run", name)
+            invoke = (sys.executable, "-m", "invoke", "-r", HOUSE, "import", "source", "--run", name)
+            _, seconds, peak, own = watched(place, *map(str, invoke))
             row = {
                 "weights": sizes.n_weights(config), "dtype": str(dtype).removeprefix("torch."), "weight_bytes": n_bytes,
                 "import_seconds": seconds, "import_peak_bytes": peak, "import_own_bytes": own,
@@ -113,10 +133,9 @@ def main(shape, tokens, file, folder):
             }  # fmt: skip
             for path in source.iterdir():  # room for what comes
                 path.unlink()
-            words = ("generate", "--run", name, "--prompt", "The", "--preset", "greedy")
-            _, begun, _, _ = watched(place, *words, "--max-new-tokens", "1")
-            _, seconds, peak, own = watched(place, *words, "--max-new-tokens", str(tokens + 1))
-            row |= {"tokens_per_second": tokens / (seconds - begun), "start_seconds": begun}
+            words = (sys.executable, Path(__file__).resolve(), "--speak", name, "--tokens", tokens)
+            said, seconds, peak, own = watched(place, *map(str, words))
+            row |= {"tokens_per_second": float(said), "generate_seconds": seconds}
             row |= {"generate_peak_bytes": peak, "generate_own_bytes": own}
         result["shapes"][name] = row
         click.echo(
