@@ -182,15 +182,21 @@ def _padded(name, leaf):
     return (*leaf.shape[:-1], leaf.shape[-1] + padding)
 
 
-def _allocate(wanted):
-    """Zeroed tensors {name: (shape, dtype)} -> {name: tensor} in one block, each on its own line of the cache."""
-    sizes = {name: -(-math.prod(shape) * dtype.itemsize // 64) * 64 for name, (shape, dtype) in wanted.items()}
+def huge_pages(n_bytes) -> Tensor:
+    """n_bytes zeros, (n_bytes,) uint8, from a border of huge pages on; the system gives them where it has them."""
     # Private: what is shared, as by default, counts as a file, and those get no huge pages.
-    block = mmap.mmap(-1, sum(sizes.values()) + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block = mmap.mmap(-1, n_bytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(AttributeError, OSError):  # not every system has huge pages to give
         block.madvise(mmap.MADV_HUGEPAGE)
     arena = torch.frombuffer(block, dtype=torch.uint8)
-    start, stores = -arena.data_ptr() % HUGE, {}
+    start = -arena.data_ptr() % HUGE
+    return arena[start : start + n_bytes]
+
+
+def _allocate(wanted):
+    """Zeroed tensors {name: (shape, dtype)} -> {name: tensor} in one block, each on its own line of the cache."""
+    sizes = {name: -(-math.prod(shape) * dtype.itemsize // 64) * 64 for name, (shape, dtype) in wanted.items()}
+    arena, start, stores = huge_pages(sum(sizes.values())), 0, {}
     for name, (shape, dtype) in wanted.items():
         stores[name] = arena[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
         start += sizes[name]

@@ -14,6 +14,7 @@ from cases import random_params, random_tokens
 from rich.console import Console
 from typed import typed
 
+from gptcore import engine, kernels, tree
 from gptcore.config import architecture
 from gptcore.model import forward
 from tools.benchmark import GROUPS, case_table, check_realtime
@@ -21,6 +22,7 @@ from tools.benchmark import GROUPS, case_table, check_realtime
 HOUSE = Path(__file__).resolve().parent.parent
 sys.path.append(str(HOUSE / "benchmarks"))
 peers = importlib.import_module("peers")
+bench_decode = importlib.import_module("bench_decode")
 TINY = architecture("gpt2", n_vocab=97, n_context=32, n_layer=2, d_model=32, n_head=2, mlp="gelu_tanh")
 
 
@@ -50,6 +52,17 @@ def test_a_share_of_a_read_is_how_much_longer_than_the_read_it_took():
     assert lines["native"][-4] == "4,000"
     assert "rounds" not in lines
     assert "others" not in text
+
+
+@pytest.mark.skipif(bool(kernels.why_not("decode_")), reason=kernels.why_not("decode_") or "built")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_token_reads_a_whole_head_and_no_table(tied):
+    """An embedding counts only where it is the head; of angles and embeddings a row is read. Seen to fail with all."""
+    config = architecture("llama", n_vocab=96, n_context=32, n_layer=1, d_model=32, n_head=2, tied=tied)
+    params = random_params(config, torch.float32)
+    read = sum(leaf.numel() for name, leaf in tree.walk(params) if tied or name != "embed.w")
+    found = bench_decode.bytes_a_token(engine.pack(params, config), config, n_keys=5, cache_itemsize=2)
+    assert found == 4 * read + 2 * 5 * 32 * 2  # keys and values of five positions
 
 
 def test_a_busy_machine_is_said():
