@@ -39,6 +39,8 @@ def toolkit(torch, cpp):
     if wanted == "cpu" or not (torch.version.cuda or torch.version.hip or wanted == "gpu"):
         return ""
     if torch.version.hip:
+        if not cpp.ROCM_HOME:
+            say("no ROCm (set ROCM_HOME): building for the CPU only")
         return "hip" if cpp.ROCM_HOME else ""
     homes = (os.environ.get("CUDA_HOME"), cpp.CUDA_HOME, "/usr/local/cuda")
     parts = ("bin/nvcc", "lib64/libcudart_static.a")
@@ -47,12 +49,14 @@ def toolkit(torch, cpp):
         say("no CUDA toolkit (set CUDA_HOME): building for the CPU only")
         return ""
     version = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"release (\d+)", version)
+    found = re.search(r"release (\d+)\.(\d+)", version)
+    release = tuple(map(int, found.groups())) if found else (0, 0)
     if torch.version.cuda and found and found[1] != torch.version.cuda.split(".")[0]:  # torch would refuse it later
         say(f"nvcc is of CUDA {found[1]}, torch of {torch.version.cuda}: building for the CPU only")
         return ""
     cpp.CUDA_HOME = home  # a CPU torch leaves it None
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;12.0+PTX")
+    # An nvcc before 12.8 knows no 12.0, and stops at a target that it does not know.
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;12.0+PTX" if release >= (12, 8) else "8.0;9.0+PTX")
     return "cuda"
 
 

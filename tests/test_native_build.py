@@ -1,10 +1,12 @@
 """Building the native code: nothing to do costs nothing, a failure is told with its text and harms nobody."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +36,15 @@ def test_the_fingerprint_follows_sources_and_environment(checkout, monkeypatch):
     header.write_text(text)
     assert native.fingerprint(checkout) == before
     monkeypatch.setenv("GPTCORE_BUILD", "cpu")
+    assert native.fingerprint(checkout) != before
+
+
+def test_the_fingerprint_follows_a_toolkit_that_comes_later(checkout, monkeypatch):
+    """Or `invoke build`, which the report names where there is no GPU code, would say that nothing changed."""
+    home = checkout / "cuda"
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    before = native.fingerprint(checkout)
+    stand_in_nvcc(home, "12.8")
     assert native.fingerprint(checkout) != before
 
 
@@ -103,6 +114,39 @@ def test_a_build_without_changes_is_one_line():
 
 
 # ------------------------------------------------------------------------------------------------------------ for GPUs
+
+
+def stand_in_nvcc(home, release):
+    """A CUDA toolkit of which only the version is there."""
+    for name in ("bin", "lib64"):
+        (home / name).mkdir(parents=True)
+    (home / "lib64/libcudart_static.a").touch()
+    (home / "bin/nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    (home / "bin/nvcc").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("release", "kind", "targets", "said"),
+    [
+        ("12.8", "cuda", "8.0;9.0;12.0+PTX", ""),
+        ("12.6", "cuda", "8.0;9.0+PTX", ""),  # which knows no 12.0
+        ("13.0", "", None, "gptcore: nvcc is of CUDA 13, torch of 12.6: building for the CPU only\n"),
+    ],
+)
+def test_gpu_code_is_made_for_what_the_toolkit_knows(tmp_path, monkeypatch, capsys, release, kind, targets, said):
+    stand_in_nvcc(tmp_path, release)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--name"])
+    monkeypatch.setenv("GPTCORE_BUILD", "none")
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    capsys.readouterr()
+    for name in ("GPTCORE_BUILD", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    torch = SimpleNamespace(version=SimpleNamespace(cuda="12.6", hip=None))
+    found = SimpleNamespace(CUDA_HOME=None, ROCM_HOME=None)
+    assert setup["toolkit"](torch, found) == kind
+    assert os.environ.pop("TORCH_CUDA_ARCH_LIST", None) == targets
+    assert capsys.readouterr().err == said
 
 
 def compile_for_gpus(path, **environment):

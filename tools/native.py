@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 MARK = Path("build/native.json")
-MATTERS = ("CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST")
+MATTERS = ("CXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "ROCM_HOME", "PYTORCH_ROCM_ARCH")
 TESTS = ("tests/test_kernels.py", "tests/test_engine.py")
 SANITIZERS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
@@ -31,13 +31,14 @@ class Build(NamedTuple):
 
 
 def fingerprint(root=ROOT) -> str:
-    """A hash of all that a build depends on: sources, torch, Python, compiler, environment."""
+    """A hash of all that a build depends on: sources, torch, Python, compiler, toolkits, environment."""
     digest = hashlib.sha256()
     for path in [root / "setup.py", *sorted((root / "csrc").rglob("*"))]:
         if path.is_file():
             digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     chosen = {name: value for name, value in os.environ.items() if name in MATTERS or name.startswith("GPTCORE_BUILD")}
-    digest.update(json.dumps([sys.version, _version("torch"), _compiler(), sorted(chosen.items())]).encode())
+    tools = [_compiler(), _toolkits()]
+    digest.update(json.dumps([sys.version, _version("torch"), tools, sorted(chosen.items())]).encode())
     return digest.hexdigest()
 
 
@@ -127,3 +128,11 @@ def _compiler():
         return subprocess.run(command, capture_output=True, text=True).stdout
     except OSError as error:
         return str(error)
+
+
+def _toolkits():
+    """Where GPU compilers are, links followed: one that is installed later, or another release, builds again."""
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda", os.environ.get("ROCM_HOME"), "/opt/rocm"]
+    places = os.pathsep.join([*(f"{home}/bin" for home in homes if home), os.environ.get("PATH", "")])
+    found = [shutil.which(name, path=places) for name in ("nvcc", "hipcc")]
+    return [path and os.path.realpath(path) for path in found]
