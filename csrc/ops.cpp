@@ -65,7 +65,6 @@ void check_shape(const char* name, const Tensor& x, std::initializer_list<int64_
 void check_cpu(const char* name, const Tensor& x) { STD_TORCH_CHECK(x.is_cpu(), name, ": expected a tensor on the CPU"); }
 
 void check_int64(const char* name, const Tensor& x) {
-  check_cpu(name, x);
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Long, name, ": expected int64");
 }
 
@@ -73,7 +72,7 @@ void check_last(const char* name, const Tensor& x) {
   STD_TORCH_CHECK(x.stride(x.dim() - 1) == 1 || x.size(x.dim() - 1) < 2, name, ": expected a contiguous last axis");
 }
 
-Dtype stored_as(const char* name, const Tensor& x) {
+Dtype dtype_of(const char* name, const Tensor& x) {
   switch (x.scalar_type()) {
     case ScalarType::Float: return Dtype::fp32;
     case ScalarType::BFloat16: return Dtype::bf16;
@@ -81,11 +80,6 @@ Dtype stored_as(const char* name, const Tensor& x) {
     default: break;
   }
   STD_TORCH_CHECK(false, name, ": expected float32, bfloat16 or float16");
-}
-
-Dtype dtype_of(const char* name, const Tensor& x) {
-  check_cpu(name, x);
-  return stored_as(name, x);
 }
 
 // ------------------------------------------------------------------------------------------------------------ threads
@@ -102,11 +96,47 @@ void parallel(int64_t n, int64_t grain, const Work& work) {
   }
 }
 
+// What computes on the CPU. Its twin is Gpu, below; the operators are the same text for both.
+struct Cpu {
+  Cpu(const char* name, const Tensor& x) { check(name, x); }
+  void check(const char* name, const Tensor& x) const { check_cpu(name, x); }
+
+  void sample(const Sampling& s, int64_t n_row) const {
+    const Isa& use = isa();
+    parallel(n_row, s.n_vocab < 4096 ? 4096 / s.n_vocab : 1, [&](int64_t first, int64_t last) { use.sample(s, first, last); });
+  }
+
+  void attend(Attention& a, int64_t n_keys, const Tensor&) const {
+    int64_t longest = 0;
+    for (int64_t b = 0; b < a.n_row; ++b) {
+      STD_TORCH_CHECK(0 <= a.length[b] && a.length[b] <= n_keys - a.n_new, "length: expected 0 to ", n_keys - a.n_new, " in row ", b,
+                      ", got ", a.length[b]);
+      longest = a.length[b] > longest ? a.length[b] : longest;
+    }
+    a.n_block = (longest + a.n_new + kBlock - 1) / kBlock;
+    const Isa& use = isa();
+    constexpr int64_t kEnough = 1 << 16;  // multiplications that are worth another thread's waking up
+    const int64_t n_piece = use.attend_units(a), n_pair = a.n_row * a.n_kv_head;
+    parallel(n_pair, 1 + kEnough / (2 * a.n_new * a.d_head), [&](int64_t first, int64_t last) { use.append_(a, first, last); });
+    const int64_t each = 2 * a.d_head * (longest + a.n_new) * (n_piece ? n_pair * (a.n_head / a.n_kv_head) * a.n_new / n_piece : 1);
+    if (forked || n_piece >= int64_t(torch::stable::get_num_threads()) || a.n_block == 1 || each < kEnough) {
+      parallel(n_piece, 1 + kEnough / each, [&](int64_t first, int64_t last) { use.attend(a, first, last); });
+    } else {  // too few heads to go round: blocks of keys are shared out too, and merged in their order
+      const std::unique_ptr<char[]> partials(new char[use.partial_bytes(a)]);
+      parallel(n_piece * a.n_block, 1 + kEnough * a.n_block / each,
+               [&](int64_t first, int64_t last) { use.attend_partial(a, partials.get(), first, last); });
+      parallel(n_piece, n_piece, [&](int64_t first, int64_t last) { use.attend_merge(a, partials.get(), first, last); });
+    }
+  }
+};
+
 // ------------------------------------------------------------------------------------------------------------- sample
 
-Tensor sample_cpu(const Tensor logits, const Tensor seed, const Tensor position, double temperature, int64_t top_k, double top_p,
-                  double min_p) {
-  const Dtype dtype = dtype_of("logits", logits);
+template <class Place>
+Tensor sample(const Tensor logits, const Tensor seed, const Tensor position, double temperature, int64_t top_k, double top_p,
+              double min_p) {
+  const Place place("logits", logits);
+  place.check("seed", seed), place.check("position", position);
   STD_TORCH_CHECK(logits.dim() == 2, "logits: expected (B, V), got ", shape_of(logits));
   const int64_t n_row = logits.size(0), n_vocab = logits.size(1);
   STD_TORCH_CHECK(0 < n_vocab && n_vocab <= kMaxVocab, "logits: expected 1 to ", kMaxVocab, " columns, got ", n_vocab);
@@ -118,9 +148,8 @@ Tensor sample_cpu(const Tensor logits, const Tensor seed, const Tensor position,
       static_cast<int64_t*>(tokens.mutable_data_ptr()), logits.const_data_ptr(),
       static_cast<const int64_t*>(seed.const_data_ptr()), static_cast<const int64_t*>(position.const_data_ptr()),
       logits.stride(0), seed.stride(0), position.stride(0), n_vocab, top_k, top_p, min_p,
-      temperature == 0 ? 0.0f : float(1.0 / temperature), dtype};
-  const Isa& use = isa();
-  parallel(n_row, n_vocab < 4096 ? 4096 / n_vocab : 1, [&](int64_t first, int64_t last) { use.sample(s, first, last); });
+      temperature == 0 ? 0.0f : float(1.0 / temperature), dtype_of("logits", logits)};
+  place.sample(s, n_row);
   return tokens;
 }
 
@@ -130,76 +159,58 @@ void take_strides(int64_t* to, const Tensor& x) {
   for (int i = 0; i < 3; ++i) to[i] = x.stride(i);
 }
 
-const float* angles_of(const char* name, const Tensor& x, const Attention& a) {
-  check_shape(name, x, {a.n_row, a.n_new, 1, a.half});
+const float* floats_of(const char* name, const Tensor& x, std::initializer_list<int64_t> shape) {
+  check_shape(name, x, shape);
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous(), name, ": expected float32, contiguous");
   return static_cast<const float*>(x.const_data_ptr());
 }
 
-Tensor kv_attention_cpu_(const Tensor q, const Tensor k, const Tensor v, Tensor k_cache, Tensor v_cache, const Tensor length,
-                         int64_t n_keys, std::optional<double> scale, std::optional<Tensor> alibi_slopes, int64_t window,
-                         double softcap, std::optional<Tensor> cos, std::optional<Tensor> sin, bool interleaved) {
+template <class Place>
+Tensor kv_attention_(const Tensor q, const Tensor k, const Tensor v, Tensor k_cache, Tensor v_cache, const Tensor length,
+                     int64_t n_keys, std::optional<double> scale, std::optional<Tensor> alibi_slopes, int64_t window,
+                     double softcap, std::optional<Tensor> cos, std::optional<Tensor> sin, bool interleaved) {
+  const Place place("q", q);
+  place.check("k", k), place.check("v", v), place.check("k_cache", k_cache), place.check("v_cache", v_cache);
+  place.check("length", length);
   Attention a = {};
   a.dtype = dtype_of("q", q), a.cache_dtype = dtype_of("k_cache", k_cache);
+  STD_TORCH_CHECK(dtype_of("k", k) == a.dtype && dtype_of("v", v) == a.dtype, "k, v: expected the dtype of q");
+  STD_TORCH_CHECK(dtype_of("v_cache", v_cache) == a.cache_dtype, "v_cache: expected the dtype of k_cache");
   STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k_cache.dim() == 4, "q, k, k_cache: expected four axes, got ", shape_of(q), ", ",
                   shape_of(k), ", ", shape_of(k_cache));
   a.n_row = q.size(0), a.n_head = q.size(1), a.n_new = q.size(2), a.d_head = q.size(3), a.n_kv_head = k.size(1);
   const int64_t n_context = k_cache.size(2);
   STD_TORCH_CHECK(0 < a.d_head && a.d_head <= kMaxHead, "q: expected a head of 1 to ", kMaxHead, ", got ", a.d_head);
-  STD_TORCH_CHECK(a.n_new > 0, "q: expected at least one new token, got ", shape_of(q));
+  STD_TORCH_CHECK(a.n_head > 0 && a.n_new > 0, "q: expected at least one head and one new token, got ", shape_of(q));
   STD_TORCH_CHECK(a.n_kv_head > 0 && a.n_head % a.n_kv_head == 0, "k: expected a number of heads that divides ", a.n_head, ", got ",
                   a.n_kv_head);
   check_shape("k", k, {a.n_row, a.n_kv_head, a.n_new, a.d_head}), check_shape("v", v, {a.n_row, a.n_kv_head, a.n_new, a.d_head});
   check_shape("k_cache", k_cache, {a.n_row, a.n_kv_head, n_context, a.d_head});
   check_shape("v_cache", v_cache, {a.n_row, a.n_kv_head, n_context, a.d_head});
-  STD_TORCH_CHECK(dtype_of("k", k) == a.dtype && dtype_of("v", v) == a.dtype, "k, v: expected the dtype of q");
-  STD_TORCH_CHECK(dtype_of("v_cache", v_cache) == a.cache_dtype, "v_cache: expected the dtype of k_cache");
   check_last("q", q), check_last("k", k), check_last("v", v), check_last("k_cache", k_cache), check_last("v_cache", v_cache);
   check_int64("length", length), check_shape("length", length, {a.n_row});
   STD_TORCH_CHECK(length.stride(0) == 1 || a.n_row < 2, "length: expected a contiguous tensor");
   STD_TORCH_CHECK(n_keys <= n_context, "n_keys: expected at most n_context=", n_context, ", got ", n_keys);
-  a.length = static_cast<const int64_t*>(length.const_data_ptr());
-  int64_t longest = 0;
-  for (int64_t b = 0; b < a.n_row; ++b) {
-    STD_TORCH_CHECK(0 <= a.length[b] && a.length[b] <= n_keys - a.n_new, "length: expected 0 to ", n_keys - a.n_new, " in row ", b,
-                    ", got ", a.length[b]);
-    longest = a.length[b] > longest ? a.length[b] : longest;
-  }
-  if (alibi_slopes) {
-    check_cpu("alibi_slopes", *alibi_slopes), check_shape("alibi_slopes", *alibi_slopes, {a.n_head});
-    STD_TORCH_CHECK(alibi_slopes->scalar_type() == ScalarType::Float, "alibi_slopes: expected float32");
-    check_last("alibi_slopes", *alibi_slopes);
-    a.slopes = static_cast<const float*>(alibi_slopes->const_data_ptr());
-  }
   STD_TORCH_CHECK(window >= 0, "window: expected at least 0, got ", window);
+  if (alibi_slopes) {
+    place.check("alibi_slopes", *alibi_slopes);
+    a.slopes = floats_of("alibi_slopes", *alibi_slopes, {a.n_head});
+  }
   STD_TORCH_CHECK(bool(cos) == bool(sin), "cos, sin: expected both or neither");
   if (cos) {
     a.half = cos->dim() ? cos->size(-1) : 0, a.interleaved = interleaved;
     STD_TORCH_CHECK(2 * a.half <= a.d_head, "cos: expected at most ", a.d_head / 2, " angles, got ", shape_of(*cos));
-    check_cpu("cos", *cos), check_cpu("sin", *sin);
-    a.cos = angles_of("cos", *cos, a), a.sin = angles_of("sin", *sin, a);
+    place.check("cos", *cos), place.check("sin", *sin);
+    a.cos = floats_of("cos", *cos, {a.n_row, a.n_new, 1, a.half}), a.sin = floats_of("sin", *sin, {a.n_row, a.n_new, 1, a.half});
   }
   Tensor z = torch::stable::new_empty(q, {a.n_row, a.n_head, a.n_new, a.d_head}, q.scalar_type());
   a.z = z.mutable_data_ptr(), a.q = q.const_data_ptr(), a.k = k.const_data_ptr(), a.v = v.const_data_ptr();
   a.k_cache = k_cache.mutable_data_ptr(), a.v_cache = v_cache.mutable_data_ptr();
+  a.length = static_cast<const int64_t*>(length.const_data_ptr());
   take_strides(a.q_stride, q), take_strides(a.k_stride, k), take_strides(a.v_stride, v);
   take_strides(a.k_cache_stride, k_cache), take_strides(a.v_cache_stride, v_cache);
-  a.window = window, a.n_block = (longest + a.n_new + kBlock - 1) / kBlock;
-  a.scale = scale ? float(*scale) : float(1.0 / std::sqrt(double(a.d_head))), a.softcap = float(softcap);
-
-  const Isa& use = isa();
-  constexpr int64_t kEnough = 1 << 16;  // multiplications that are worth another thread's waking up
-  const int64_t n_piece = use.attend_units(a), n_pair = a.n_row * a.n_kv_head;
-  parallel(n_pair, 1 + kEnough / (2 * a.n_new * a.d_head), [&](int64_t first, int64_t last) { use.append_(a, first, last); });
-  const int64_t each = 2 * a.d_head * (longest + a.n_new) * (n_piece ? n_pair * (a.n_head / a.n_kv_head) * a.n_new / n_piece : 1);
-  if (forked || n_piece >= int64_t(torch::stable::get_num_threads()) || a.n_block == 1 || each < kEnough) {
-    parallel(n_piece, 1 + kEnough / each, [&](int64_t first, int64_t last) { use.attend(a, first, last); });
-  } else {  // too few heads to go round: blocks of keys are shared out too, and merged in their order
-    const std::unique_ptr<char[]> partials(new char[use.partial_bytes(a)]);
-    parallel(n_piece * a.n_block, 1 + kEnough * a.n_block / each,
-             [&](int64_t first, int64_t last) { use.attend_partial(a, partials.get(), first, last); });
-    parallel(n_piece, n_piece, [&](int64_t first, int64_t last) { use.attend_merge(a, partials.get(), first, last); });
-  }
+  a.window = window, a.scale = scale ? float(*scale) : float(1.0 / std::sqrt(double(a.d_head))), a.softcap = float(softcap);
+  place.attend(a, n_keys, q);
   return z;
 }
 
@@ -263,6 +274,7 @@ void read_leaves(Owner& owner, const std::vector<LeafField<Owner>>& fields, cons
 
 void read_cache(Layer& layer, Tensor& k, Tensor& v, int64_t n_row, const Shape& s, Dtype dtype) {
   check_shape("k", k, {n_row, s.n_kv_head, s.n_context, s.d_head}), check_shape("v", v, {n_row, s.n_kv_head, s.n_context, s.d_head});
+  check_cpu("k", k), check_cpu("v", v);
   STD_TORCH_CHECK(dtype_of("k", k) == dtype && dtype_of("v", v) == dtype, "k, v: expected one dtype in all layers");
   check_last("k", k), check_last("v", v);
   layer.k_cache = k.mutable_data_ptr(), layer.v_cache = v.mutable_data_ptr();
@@ -271,7 +283,7 @@ void read_cache(Layer& layer, Tensor& k, Tensor& v, int64_t n_row, const Shape& 
 
 // A vector of int64 as decode reads it: contiguous, n long, or of any length if n is negative.
 const int64_t* numbers_of(const char* name, const Tensor& x, int64_t n) {
-  check_int64(name, x);
+  check_cpu(name, x), check_int64(name, x);
   STD_TORCH_CHECK(x.dim() == 1 && (n < 0 || x.size(0) == n) && x.is_contiguous(), name, ": expected (", n, "), contiguous, got ",
                   shape_of(x));
   return static_cast<const int64_t*>(x.const_data_ptr());
@@ -339,8 +351,8 @@ std::tuple<Tensor, Tensor> decode_cpu_(std::vector<Tensor> weights, std::vector<
 }  // namespace gptcore
 
 STABLE_TORCH_LIBRARY_IMPL(gptcore, CPU, m) {
-  m.impl("sample", TORCH_BOX(&gptcore::sample_cpu));
-  m.impl("kv_attention_", TORCH_BOX(&gptcore::kv_attention_cpu_));
+  m.impl("sample", TORCH_BOX(&gptcore::sample<gptcore::Cpu>));
+  m.impl("kv_attention_", TORCH_BOX(&gptcore::kv_attention_<gptcore::Cpu>));
   m.impl("decode_", TORCH_BOX(&gptcore::decode_cpu_));
 }
 
@@ -355,12 +367,14 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-// Everything of one call on one device, which becomes the current one.
-struct Device {
+void check_launch(const char* op, int code) { STD_TORCH_CHECK(code == 0, op, ": ", gptcore_gpu_error(code)); }
+
+// Everything of one call lies on one device, which becomes the current one. Nobody waits for what it computes.
+struct Gpu {
   int32_t index;
   DeviceGuard guard;
 
-  explicit Device(const char* name, const Tensor& x) : index(on_gpu(name, x)), guard(index) {}
+  Gpu(const char* name, const Tensor& x) : index(on_gpu(name, x)), guard(index) {}
 
   static int32_t on_gpu(const char* name, const Tensor& x) {
     STD_TORCH_CHECK(x.is_cuda(), name, ": expected a tensor on a GPU");
@@ -371,93 +385,24 @@ struct Device {
     STD_TORCH_CHECK(on_gpu(name, x) == index, name, ": expected a tensor on GPU ", index, ", got GPU ", x.get_device_index());
   }
 
-  void check_words(const char* name, const Tensor& x, int64_t n_row) const {
-    check(name, x), check_shape(name, x, {n_row});
-    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Long, name, ": expected int64");
-  }
-
   void* stream() const {
     void* stream = nullptr;
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream && aoti_torch_get_current_cuda_stream(index, &stream) == 0,
                     "stream: expected a torch with a GPU runtime");
     return stream;
   }
+
+  void sample(const Sampling& s, int64_t n_row) const { check_launch("sample", gptcore_gpu_sample(&s, n_row, stream())); }
+
+  // A row that would not fit into n_keys is not written, and its z is NaN: its length is seen on the device only.
+  void attend(const Attention& a, int64_t n_keys, const Tensor& q) const {
+    gpu::AttentionArgs args = gpu::plan_attention(a, n_keys);
+    const int64_t n_float = gpu::partial_floats(args, gptcore_gpu_processors());
+    Tensor partials = torch::stable::new_empty(q, {n_float}, ScalarType::Float);
+    args.partials = n_float ? static_cast<float*>(partials.mutable_data_ptr()) : nullptr;
+    check_launch("kv_attention_", gptcore_gpu_attention(&args, stream()));
+  }
 };
-
-void check_launch(const char* op, int code) { STD_TORCH_CHECK(code == 0, op, ": ", gptcore_gpu_error(code)); }
-
-Tensor sample_gpu(const Tensor logits, const Tensor seed, const Tensor position, double temperature, int64_t top_k, double top_p,
-                  double min_p) {
-  const Device device("logits", logits);
-  STD_TORCH_CHECK(logits.dim() == 2, "logits: expected (B, V), got ", shape_of(logits));
-  const int64_t n_row = logits.size(0), n_vocab = logits.size(1);
-  STD_TORCH_CHECK(0 < n_vocab && n_vocab <= kMaxVocab, "logits: expected 1 to ", kMaxVocab, " columns, got ", n_vocab);
-  check_last("logits", logits);
-  device.check_words("seed", seed, n_row), device.check_words("position", position, n_row);
-  Tensor tokens = torch::stable::new_empty(seed, {n_row}, ScalarType::Long);
-  const Sampling s = {
-      static_cast<int64_t*>(tokens.mutable_data_ptr()), logits.const_data_ptr(),
-      static_cast<const int64_t*>(seed.const_data_ptr()), static_cast<const int64_t*>(position.const_data_ptr()),
-      logits.stride(0), seed.stride(0), position.stride(0), n_vocab, top_k, top_p, min_p,
-      temperature == 0 ? 0.0f : float(1.0 / temperature), stored_as("logits", logits)};
-  check_launch("sample", gptcore_gpu_sample(&s, n_row, device.stream()));
-  return tokens;
-}
-
-// As on the CPU, but nobody waits for the lengths: a row that would not fit into n_keys is not written, and its z is NaN.
-Tensor kv_attention_gpu_(const Tensor q, const Tensor k, const Tensor v, Tensor k_cache, Tensor v_cache, const Tensor length,
-                         int64_t n_keys, std::optional<double> scale, std::optional<Tensor> alibi_slopes, int64_t window,
-                         double softcap, std::optional<Tensor> cos, std::optional<Tensor> sin, bool interleaved) {
-  const Device device("q", q);
-  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k_cache.dim() == 4, "q, k, k_cache: expected four axes, got ", shape_of(q), ", ",
-                  shape_of(k), ", ", shape_of(k_cache));
-  Attention a = {};
-  a.n_row = q.size(0), a.n_head = q.size(1), a.n_new = q.size(2), a.d_head = q.size(3), a.n_kv_head = k.size(1);
-  const int64_t n_context = k_cache.size(2);
-  STD_TORCH_CHECK(0 < a.d_head && a.d_head <= kMaxHead, "q: expected a head of 1 to ", kMaxHead, ", got ", a.d_head);
-  STD_TORCH_CHECK(a.n_new > 0, "q: expected at least one new token, got ", shape_of(q));
-  STD_TORCH_CHECK(a.n_kv_head > 0 && a.n_head % a.n_kv_head == 0, "k: expected a number of heads that divides ", a.n_head, ", got ",
-                  a.n_kv_head);
-  STD_TORCH_CHECK(n_keys <= n_context, "n_keys: expected at most n_context=", n_context, ", got ", n_keys);
-  STD_TORCH_CHECK(window >= 0, "window: expected at least 0, got ", window);
-  check_shape("k", k, {a.n_row, a.n_kv_head, a.n_new, a.d_head}), check_shape("v", v, {a.n_row, a.n_kv_head, a.n_new, a.d_head});
-  check_shape("k_cache", k_cache, {a.n_row, a.n_kv_head, n_context, a.d_head});
-  check_shape("v_cache", v_cache, {a.n_row, a.n_kv_head, n_context, a.d_head});
-  device.check("k", k), device.check("v", v), device.check("k_cache", k_cache), device.check("v_cache", v_cache);
-  check_last("q", q), check_last("k", k), check_last("v", v), check_last("k_cache", k_cache), check_last("v_cache", v_cache);
-  a.dtype = stored_as("q", q), a.cache_dtype = stored_as("k_cache", k_cache);
-  STD_TORCH_CHECK(stored_as("k", k) == a.dtype && stored_as("v", v) == a.dtype, "k, v: expected the dtype of q");
-  STD_TORCH_CHECK(stored_as("v_cache", v_cache) == a.cache_dtype, "v_cache: expected the dtype of k_cache");
-  device.check_words("length", length, a.n_row);
-  STD_TORCH_CHECK(length.stride(0) == 1 || a.n_row < 2, "length: expected a contiguous tensor");
-  if (alibi_slopes) {
-    device.check("alibi_slopes", *alibi_slopes), check_shape("alibi_slopes", *alibi_slopes, {a.n_head});
-    STD_TORCH_CHECK(alibi_slopes->scalar_type() == ScalarType::Float, "alibi_slopes: expected float32");
-    check_last("alibi_slopes", *alibi_slopes);
-    a.slopes = static_cast<const float*>(alibi_slopes->const_data_ptr());
-  }
-  STD_TORCH_CHECK(bool(cos) == bool(sin), "cos, sin: expected both or neither");
-  if (cos) {
-    a.half = cos->dim() ? cos->size(-1) : 0, a.interleaved = interleaved;
-    STD_TORCH_CHECK(2 * a.half <= a.d_head, "cos: expected at most ", a.d_head / 2, " angles, got ", shape_of(*cos));
-    device.check("cos", *cos), device.check("sin", *sin);
-    a.cos = angles_of("cos", *cos, a), a.sin = angles_of("sin", *sin, a);
-  }
-  Tensor z = torch::stable::new_empty(q, {a.n_row, a.n_head, a.n_new, a.d_head}, q.scalar_type());
-  a.z = z.mutable_data_ptr(), a.q = q.const_data_ptr(), a.k = k.const_data_ptr(), a.v = v.const_data_ptr();
-  a.k_cache = k_cache.mutable_data_ptr(), a.v_cache = v_cache.mutable_data_ptr();
-  a.length = static_cast<const int64_t*>(length.const_data_ptr());
-  take_strides(a.q_stride, q), take_strides(a.k_stride, k), take_strides(a.v_stride, v);
-  take_strides(a.k_cache_stride, k_cache), take_strides(a.v_cache_stride, v_cache);
-  a.window = window, a.scale = scale ? float(*scale) : float(1.0 / std::sqrt(double(a.d_head))), a.softcap = float(softcap);
-
-  gpu::AttentionArgs args = gpu::plan_attention(a, n_keys);
-  const int64_t n_float = gpu::partial_floats(args, gptcore_gpu_processors());
-  Tensor partials = torch::stable::new_empty(q, {n_float}, ScalarType::Float);
-  args.partials = n_float ? static_cast<float*>(partials.mutable_data_ptr()) : nullptr;
-  check_launch("kv_attention_", gptcore_gpu_attention(&args, device.stream()));
-  return z;
-}
 
 }  // namespace
 
@@ -466,8 +411,8 @@ bool gpu_present() { return aoti_torch_get_current_cuda_stream != nullptr; }
 }  // namespace gptcore
 
 STABLE_TORCH_LIBRARY_IMPL(gptcore, CUDA, m) {  // which is ROCm's name too
-  m.impl("sample", TORCH_BOX(&gptcore::sample_gpu));
-  m.impl("kv_attention_", TORCH_BOX(&gptcore::kv_attention_gpu_));
+  m.impl("sample", TORCH_BOX(&gptcore::sample<gptcore::Gpu>));
+  m.impl("kv_attention_", TORCH_BOX(&gptcore::kv_attention_<gptcore::Gpu>));
 }
 
 #else
