@@ -51,7 +51,8 @@ def kv_attention_(
 
     Query i of a row sees key j iff j <= length + i (and j > length + i - window); scores are scale q.k (1/sqrt(D)),
     capped, minus alibi_slopes (H,) times the distance. cos, sin (B,T,1,d_rot/2), of ops.rotary_table, turn q and k
-    first. n_keys is the host's bound: at least every length + T. Raises ValueError for values out of range, before
+    first. n_keys is the host's bound: at least every length + T; where native code on a GPU meets a longer row, it
+    writes nothing there and gives it NaN, because nobody looks. Raises ValueError for values out of range, before
     anything is written.
     """
     if not q.shape[2] <= n_keys <= k_cache.shape[2]:
