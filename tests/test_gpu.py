@@ -1,5 +1,7 @@
 """The operators on a real GPU: the laws of test_emulator.py, where the hardware has the last word."""
 
+import math
+
 import pytest
 import torch
 from cases import ATTENTION, LOGITS, SETTINGS, Attention, attention_inputs, logits_of
@@ -52,6 +54,19 @@ def test_small_rows_alone_and_a_larger_bound_change_no_bit(case):
         assert torch.equal(attend(alone, rules), wanted[row : row + 1])
 
 
+@pytest.mark.parametrize("length", [-1, 300, 2**62])
+def test_a_small_row_that_does_not_fit_is_not_written_and_says_so(length):
+    """The host does not look at lengths on a device: such a row's z is NaN, and its neighbours are as ever."""
+    args, rules = attention_inputs(Attention((10, 299), n_context=310))
+    rules["n_keys"] = 300
+    wanted, bad = attend(on_gpu(args), rules), on_gpu(args)
+    bad[5][0] = length
+    z = attend(bad, rules)
+    assert z[0].isnan().all()
+    assert torch.equal(z[1], wanted[1])
+    assert torch.equal(bad[3][0].cpu(), args[3][0])
+
+
 @pytest.mark.parametrize("kind", LOGITS)
 @pytest.mark.parametrize("n_vocab", [61, 5003, 50257], ids=["small", "medium", "large"])
 def test_tokens_equal_the_references(kind, n_vocab):
@@ -64,3 +79,17 @@ def test_tokens_equal_the_references(kind, n_vocab):
         with kernels.using("native"):
             got = kernels.sample(logits.cuda(), **words, **settings)
         assert torch.equal(got.cpu(), sampling.sample(logits, **words, **settings)), settings
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_small_row_that_cannot_be_drawn_from_is_named(bad):
+    """-inf as in nothing above -inf."""
+    logits = torch.zeros(3, 100)
+    logits[1] = bad
+    if bad != -math.inf:
+        logits[1, 5:] = 0.0
+    with kernels.using("native"), pytest.raises(ValueError, match="expected a finite largest logit in row 1"):
+        kernels.sample(logits.cuda(), seed=1, position=1)
+    with kernels.using("native"):
+        drawn = kernels.sample_ahead(logits.cuda(), seed=1, position=1)
+    assert (drawn == -1).tolist() == [False, True, False]

@@ -85,8 +85,10 @@ def test_who_asks_for_a_graph_is_told_what_it_cannot_do():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("error:no CUDA graph")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_captured_graph_draws_what_its_step_draws(name):
+    """The warning would say that there is none, and its step would draw the same."""
     options = {"max_new_tokens": 60, "sampling": PRESETS["balanced"], "device": "cuda"}
     with kernels.using("native"):
         captured = texts(name, "graph", **options)
