@@ -1,5 +1,5 @@
 // The emulator's fibers, and a door for the tests, which build this file by itself and call it through ctypes:
-// c++ -O2 -std=c++17 -shared -fPIC -ffp-contract=off -DGPTCORE_WARP=64 csrc/emu/emulator.cpp
+// c++ -O2 -std=c++17 -shared -fPIC -ffp-contract=off -U_FORTIFY_SOURCE -DGPTCORE_WARP=64 csrc/emu/emulator.cpp
 #include "emulator.h"
 
 #include <setjmp.h>
