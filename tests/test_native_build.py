@@ -1,6 +1,7 @@
 """Building the native code: nothing to do costs nothing, a failure is told with its text and harms nobody."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -111,6 +112,32 @@ def test_a_build_without_changes_is_one_line():
         pytest.skip("native kernels not built")
     done = invoke_build()
     assert (done.returncode, done.stdout, done.stderr) == (0, "native kernels: nothing changed\n", "")
+
+
+# -------------------------------------------------------------------------------------------------- instruction sets
+
+
+def wide_functions(path):
+    """The object file's functions with AVX instructions, whose names all begin with v, and those among them that other
+    files may have too."""
+    run = lambda *words: subprocess.run([*words, str(path)], capture_output=True, text=True, check=True).stdout
+    parts = re.split(r"^[0-9a-f]+ <(.*)>:$", run("objdump", "-d"), flags=re.MULTILINE)[1:]
+    used = {name for name, text in zip(parts[::2], parts[1::2], strict=True) if re.search(r"\tv[a-z]", text)}
+    return used, used & {line.split()[-1] for line in run("nm").splitlines() if line.split()[-2] in "WV"}
+
+
+@pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
+def test_an_instruction_set_is_used_by_its_own_kernels_only():
+    """Of an inline function the linker takes any file's copy, and a lesser machine would run it. Seen to fail with a
+    whole file compiled by -mavx512f."""
+    objects = list((ROOT / "build").glob("temp*/csrc/**/*.o"))
+    owners = {"avx2", "avx512"}
+    if not owners <= {path.stem for path in objects}:
+        pytest.skip("no kernels for AVX are built here")
+    for path in objects:
+        used, shared = wide_functions(path)
+        assert bool(used) == (path.stem in owners), f"{path.name}: {sorted(used)[:3]}"
+        assert not shared, f"{path.name}: {sorted(shared)[:3]}"
 
 
 # ------------------------------------------------------------------------------------------------------------ for GPUs
