@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +23,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in types.h's order
 
 def missing() -> str:
     """Why there is no emulator here; empty if there can be."""
-    if os.name == "nt" or not shutil.which(COMPILER[0]):
+    if sys.platform != "linux":
+        return "the emulator's fibers are for Linux"
+    if not shutil.which(COMPILER[0]):
         return f"no C++ compiler for the emulator ({COMPILER[0]})"
     works = subprocess.run([*COMPILER, "--version"], capture_output=True).returncode == 0
     return "" if works else f"the C++ compiler does not work ({COMPILER[0]})"
