@@ -1,6 +1,6 @@
 """kv_attention_ against torch: write the new keys and values by index, build the mask, scaled_dot_product_attention.
 
-python -m pytest benchmarks/bench_attention.py --benchmark-only
+invoke benchmark --only attention
 """
 
 import pytest
