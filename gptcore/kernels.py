@@ -91,8 +91,10 @@ def _attention_native(q, k, v, k_cache, v_cache, length, **rules):
 
 
 def _attention_unserved(q, k, v, k_cache, v_cache):
-    if k_cache.dtype not in STORED or v_cache.dtype != k_cache.dtype or k.dtype != q.dtype or v.dtype != q.dtype:
-        return f"a cache of {k_cache.dtype} is not served"
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        return f"queries of {q.dtype} beside keys of {k.dtype} and values of {v.dtype} are not served"
+    if k_cache.dtype not in STORED or v_cache.dtype != k_cache.dtype:
+        return f"a cache of {k_cache.dtype} and {v_cache.dtype} is not served"
     return f"a head of {q.shape[-1]} is not served" if q.shape[-1] > 256 else ""
 
 

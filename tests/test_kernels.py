@@ -359,6 +359,11 @@ def test_what_native_does_not_serve_goes_to_the_reference():
     why = kernels.why_not
     float64, _ = attention_inputs(Attention((3, 9)), torch.float64)
     assert why("kv_attention_", *float64[:5]) == "torch.float64 is not served"
+    q, *others = attention_inputs(Attention((3, 9)))[0][:5]
+    mixed = "queries of torch.bfloat16 beside keys of torch.float32 and values of torch.float32 are not served"
+    assert why("kv_attention_", q.bfloat16(), *others) == mixed
+    others[2] = others[2].double()
+    assert why("kv_attention_", q, *others) == "a cache of torch.float64 and torch.float32 is not served"
     wide, _ = attention_inputs(Attention((3, 9), d_head=257))
     assert why("kv_attention_", *wide[:5]) == "a head of 257 is not served"
     assert why("sample", torch.zeros(2, 9)) == ""
