@@ -21,7 +21,7 @@ from gptcore import architecture, forward, generator, init_params
 from gptcore.evaluate.calibration import calibration
 from gptcore.evaluate.comparison import Comparison
 from gptcore.interpret import attribution, pairs, patching, report
-from gptcore.interpret.attention import head_scores, labels
+from gptcore.interpret.attention import head_scores, labels, value_lengths
 from gptcore.interpret.attention import patterns as attention_patterns
 from gptcore.interpret.lens import logit_lens
 from gptcore.interpret.taps import record
@@ -48,7 +48,7 @@ def looked():
     tap, seen = record(config, ["blocks.*.attn.v"])
     logits, _ = forward(params, config, clean, tap=tap)
     outputs = [block["attn"]["o"]["w"] for block in params["blocks"]]
-    norms = torch.stack([report.value_lengths(v, o)[0] for v, o in zip(seen.values(), outputs, strict=True)])
+    norms = torch.stack([value_lengths(v, o)[0] for v, o in zip(seen.values(), outputs, strict=True)])
     sweep = lambda site, **by: patching.sweep(params, config, clean, corrupt, site, pairs.logit_diff(5, 6), **by)
     return {
         "scores": head_scores(params, config, many, generator=generator(6)),

@@ -282,16 +282,20 @@ def patterns(params, config, tokens, *, layers=None, value_weighted=False) -> Te
     return torch.stack(found)
 
 
+def value_lengths(v, o) -> Tensor:
+    """|v_k W_O[h]|, how much each key brings through each head: v (B,S,H_kv,D), o (C, H D) -> (B,H,S)."""
+    o = o.unflatten(1, (-1, v.shape[-1]))  # (C,H,D)
+    v = v.repeat_interleave(o.shape[1] // v.shape[2], dim=2)
+    return torch.einsum("bshd,chd->bshc", v, o).norm(dim=-1).transpose(1, 2)
+
+
 def value_weights(pattern, v, o) -> Tensor:
     """A[q,k] |v_k W_O|, each query's again summing to 1: attention to a key that brings nothing carries nothing.
 
     pattern (B,H,T,S), v (B,S,H_kv,D), o the output projection's w (C, H D) -> (B,H,T,S).  Kobayashi et al. 2020,
     arXiv:2004.10102. A query to which no key brings anything has 0 everywhere.
     """
-    n_head = pattern.shape[1]
-    v = v.repeat_interleave(n_head // v.shape[2], dim=2)
-    length = torch.einsum("bshd,chd->bshc", v, o.unflatten(1, (n_head, -1))).norm(dim=-1)  # (B,S,H)
-    weights = pattern * length.permute(0, 2, 1)[:, :, None]
+    weights = pattern * value_lengths(v, o)[:, :, None]
     total = weights.sum(-1, keepdim=True)
     return torch.where(total > 0, weights / total, 0)
 

@@ -314,7 +314,7 @@ def head_scores(title, scores, *, notes=()) -> Panel:
 
 
 def attention(title, tokens, patterns, *, norms=None, named=None) -> Panel:
-    """Every head's pattern (L,H,T,T). norms (L,H,T): what keys bring, see value_lengths; named: labels of scores."""
+    """Every head's pattern (L,H,T,T). norms (L,H,T): attention.value_lengths; named: labels of scores."""
     n_layer, n_head = patterns.shape[:2]
     data = {
         "tokens": tokens,
@@ -324,13 +324,6 @@ def attention(title, tokens, patterns, *, norms=None, named=None) -> Panel:
         "labels": [list(each) for layer in named for each in layer] if named else [[]] * (n_layer * n_head),
     }
     return Panel("heads", title, data)
-
-
-def value_lengths(v, o) -> Tensor:
-    """|v_k W_O[h]|, how much each key brings through each head: v (B,T,H_kv,D), o (C, H D) -> (B,H,T)."""
-    n_head = o.shape[1] // v.shape[-1]
-    v = v.repeat_interleave(n_head // v.shape[2], dim=2)
-    return torch.einsum("bshd,chd->bshc", v, o.unflatten(1, (n_head, -1))).norm(dim=-1).transpose(1, 2)
 
 
 def lens(title, tokens, lenses, text, *, row=0) -> Panel:

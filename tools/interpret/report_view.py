@@ -169,7 +169,7 @@ def heads(loaded, tokens, shown, given, counter) -> list[report.Panel]:
         model.residual(params, config, tokens, tap=tap)
     patterns = torch.stack([seen[f"blocks.{layer}.attn.pattern"][0] for layer in range(config.n_layer)])
     norms = [
-        report.value_lengths(seen[f"blocks.{layer}.attn.v"], block["attn"]["o"]["w"])[0]
+        attention.value_lengths(seen[f"blocks.{layer}.attn.v"], block["attn"]["o"]["w"])[0]
         for layer, block in enumerate(params["blocks"])
     ]
     named = attention.labels(scores)
