@@ -29,6 +29,7 @@ from gptcore.interpret.attention import (
     strength,
     watch,
 )
+from gptcore.interpret.nodes import output_weights
 from gptcore.interpret.taps import chain, patch
 
 STRENGTHS = ((0.7, "strong"), (0.5, "moderate"), (0.3, "weak"), (-torch.inf, "minimal"))  # more than
@@ -172,8 +173,7 @@ def watch_copying(params, config, group):
         if name.endswith("attn.pattern"):
             top.append(value[:, :, b + t :].argmax(-1))  # (B,H,R)
         if name.endswith("attn.z"):
-            o = head_weights(params, config, len(shares)).o
-            reads = torch.einsum("bsc,hcd->bhsd", direction, o)
+            reads = torch.einsum("bsc,hdc->bhsd", direction, output_weights(params, config, len(shares)))
             raised = torch.einsum("brhd,bhsd->bhrs", value[:, b + t :], reads).relu()
             where = top[-1] - t * (top[-1] >= b + t)  # the second copy's token stands in the first one too
             total = (raised * fresh[:, None, None]).sum(-1)
@@ -242,7 +242,7 @@ def head_weights(params, config, layer) -> HeadWeights:
     """The weights of each head of a layer, biases left out."""
     p, group = params["blocks"][layer]["attn"], config.n_head // config.n_kv_head
     q, k, v = (p[name]["w"].unflatten(0, (-1, config.d_head)) for name in ("q", "k", "v"))
-    o = p["o"]["w"].unflatten(1, (-1, config.d_head)).transpose(0, 1)
+    o = output_weights(params, config, layer).mT
     return HeadWeights(q, k.repeat_interleave(group, 0), v.repeat_interleave(group, 0), o)
 
 
