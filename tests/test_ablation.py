@@ -130,6 +130,11 @@ def test_what_does_not_fit_is_refused():
         ablate(params, config, tokens, heads(config), METRIC, "none")
     with pytest.raises(ValueError, match="tokens: expected two rows or more to resample from, and a generator"):
         ablate(params, config, tokens, heads(config), METRIC, "resample")
+    with pytest.raises(ValueError, match="reference: expected 9 tokens a row for means per position, got 5"):
+        ablate(params, config, tokens, heads(config), METRIC, reference=tokens[:, :5], per_position=True)
+    with pytest.raises(ValueError, match=r"positions: expected them within 9 tokens, got \[9\]"):
+        ablate(params, config, tokens, heads(config), METRIC, positions=[9])
+    assert ablate(params, config, tokens, [], METRIC).after.shape == (0, 3)
     with pytest.raises(ValueError, match=r"node: expected one such as blocks\.0\.attn\.z\[0\] or .*, got embed"):
         ablate(params, config, tokens, [Node("embed")], METRIC)
 
@@ -186,6 +191,16 @@ def test_restoring_everything_is_the_clean_run_and_no_noise_is_no_loss(site):
     close(quiet.restored, quiet.low.expand_as(quiet.restored))
     top = forward(params, config, tokens)[0][0, -1].softmax(-1).max().item()
     assert found.clean == pytest.approx(top)
+
+
+def test_a_trace_has_the_heads_that_the_site_has():
+    """Keys are shared by two heads each. Seen to fail with a cell for each query head, which did nothing."""
+    config = CONFIGS["gqa"]
+    params, tokens = random_params(config), random_tokens(config, rows=1, length=9)
+    for site, by, sizes in (("attn.k", ("layer", "head"), (2, 2)), ("attn.pattern", ("layer", "query"), (2, 9))):
+        found = trace(params, config, tokens, [2], generator=generator(1), samples=3, site=site, by=by)
+        assert found.restored.shape == (*sizes, 3)
+        assert (found.restored[:, -1] != found.low).any()
 
 
 def test_a_trace_needs_one_prompt_and_a_subject():

@@ -276,6 +276,12 @@ def test_what_does_not_fit_is_refused():
     run = lambda *words, **ways: gradient_effects(params, config, *words, **ways)
     with pytest.raises(ValueError, match=r"site: expected embed or one of .* that the model has, got 'resid_mid'"):
         run(clean, corrupt, logit(3), ["resid_mid"])
+    for ids, got in ((61, 61), (-1, -1)):
+        with pytest.raises(ValueError, match=rf"foil: expected ids from 0 to 60, got \[{got}, {got}, {got}\]"):
+            direct(params, config, clean, 3, ids)
+    empty = CONFIGS["no_layer"]
+    with pytest.raises(ValueError, match=r"n_layer: expected a model with blocks for attn\.z, got 0"):
+        gradient_effects(random_params(empty), empty, clean, corrupt, logit(3), ["attn.z"])
     with pytest.raises(ValueError, match="steps: expected 0"):
         run(clean, corrupt, logit(3), ["embed"], steps=-1)
     with pytest.raises(ValueError, match="clean and corrupt: expected equal shapes"):

@@ -89,7 +89,7 @@ def test_f5_coarser_cells_are_the_same_forward_too(config):
     """By layer, by layer and head, one key at a time, three layers at once."""
     params, (clean, corrupt) = random_params(config), pair(config, length=8, first=3)
     for site, by, width in [
-        *((site, DEFAULT_BY.get(AXES[site], ("layer", "head", "query")), 1) for site in sites_of(config)),
+        *((site, DEFAULT_BY[AXES[site]], 1) for site in sites_of(config)),
         *((site, ("layer",), 2) for site in sites_of(config)),
         ("mlp.out", ("layer", "position"), 3),
         ("attn.pattern", ("layer", "key"), 1),
@@ -134,6 +134,16 @@ def test_f4_at_the_bottom_only_differing_positions_matter_and_are_everything(con
     assert (found.recovery[0, [4, 7, 11]].abs() > 1e-4).any()
     both = sweep(params, config, clean, corrupt, "resid_pre", METRIC, by=("layer",), positions=[4, 7, 11])
     close(both.recovery[0], torch.ones(3, dtype=torch.float64))
+
+
+def test_every_site_has_its_own_axes_unless_told():
+    """Seen to fail with a pattern, which had none."""
+    config = CONFIGS["gqa"]
+    params, (clean, corrupt) = random_params(config), pair(config)
+    sizes = {("position",): (2, 12, 3), ("position", "head"): (2, 4, 3), ("head", "query", "key"): (2, 4, 12, 3)}
+    for site in sites_of(config):
+        wanted = {"block": (2, 3), "attn.k": (2, 2, 3), "attn.v": (2, 2, 3)}.get(site, sizes[AXES[site]])
+        assert sweep(params, config, clean, corrupt, site, METRIC).patched.shape == wanted, site
 
 
 def test_f6_equal_prompts_have_nothing_to_recover():
@@ -275,6 +285,8 @@ def test_what_does_not_fit_is_refused():
         run(clean, corrupt, "attn.z", METRIC, by=("layer", "query"))
     with pytest.raises(ValueError, match="direction: expected one of denoise, noise, got 'up'"):
         run(clean, corrupt, "resid_pre", METRIC, direction="up")
+    with pytest.raises(ValueError, match=r"positions: expected them within 12 tokens, got \[3, 12\]"):
+        run(clean, corrupt, "resid_pre", METRIC, positions=[3, 12])
     with pytest.raises(ValueError, match="position: expected one for all or 3, within 12 tokens, got 12"):
         run(clean, corrupt, "resid_pre", METRIC, position=12)
     with pytest.raises(ValueError, match=r"align: expected positions below 12 and 11"):

@@ -35,7 +35,7 @@ def test_g1_with_the_norm_held_a_head_tells_the_logits_its_direct_effect(config)
     params, (clean, corrupt) = random_params(config), pair(config)
     found = path_patch(params, config, clean, corrupt, writers(config), LOGITS, logit(TARGET), norm="linear")
     scale = seen_at(params, config, corrupt, [], -1)[1]["norm_f.scale"]
-    along = direction(params, config, scale, answer(params, TARGET, None, corrupt)[0])
+    along = direction(params, config, scale, answer(params, config, TARGET, None, corrupt)[0])
     parts = [dict(zip(*decompose(params, config, tokens), strict=True)) for tokens in (clean, corrupt)]
     for group, patched in zip(found.senders, found.patched, strict=True):
         moved = ((parts[0][group[0]] - parts[1][group[0]])[:, -1] * along).sum(-1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptcore import stats
 from gptcore.interpret.nodes import Node, heads, mlps
-from gptcore.interpret.patching import BUDGET, at_positions, measure, reading
+from gptcore.interpret.patching import BUDGET, at_positions, measure, places, reading
 from gptcore.interpret.paths import chosen, groups_of
 from gptcore.interpret.taps import record
 from gptcore.model import check_tokens, residual
@@ -67,12 +67,16 @@ def ablate(
     groups, read = groups_of(config, groups, heads(config) + mlps(config)), reading(position, tokens)
     sites = list(dict.fromkeys(node.site for group in groups for node in group))
     where = torch.zeros(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-    where[list(range(tokens.shape[1]) if positions is None else positions)] = True
+    where[places(positions, tokens.shape[1])] = True
     tap, seen = record(config, sites)
     x, _ = residual(params, config, tokens, tap=tap)
     before = measure(params, config, at_positions(x, read.at), read, metric)
     if way == "mean":
-        seen = means(params, config, tokens if reference is None else reference, sites, lengths, per_position)
+        reference = tokens if reference is None else reference
+        if per_position and reference.shape[1] != tokens.shape[1]:
+            n, got = tokens.shape[1], reference.shape[1]
+            raise ValueError(f"reference: expected {n} tokens a row for means per position, got {got}")
+        seen = means(params, config, reference, sites, lengths, per_position)
     after = []
     for _ in range(draws if way == "resample" else 1):
         other = derangement(len(tokens), generator).to(tokens.device) if way == "resample" else None
@@ -115,7 +119,7 @@ def without(params, config, tokens, groups, new, where, read, metric) -> Tensor:
         x, _ = residual(params, config, tokens.repeat(len(some), 1), tap=tap)
         x = at_positions(x.unflatten(0, (len(some), -1)), read.at.expand(len(some), -1, -1))
         found.append(measure(params, config, x, read, metric))
-    return torch.cat(found) if found else tokens.new_zeros(0, len(tokens))
+    return torch.cat(found) if found else params["embed"]["w"].new_zeros(0, len(tokens))
 
 
 def means(params, config, tokens, sites, lengths, per_position) -> dict[str, Tensor]:

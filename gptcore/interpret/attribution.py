@@ -101,11 +101,12 @@ def direct(params, config, tokens, target, foil=None, *, position=-1) -> Direct:
     """Direct logit attribution: tokens (B,T), target and foil ids, one for all or (B,) -> Direct.
 
     With a foil it is the difference target - foil. The final norm's divisor is what it was in this run; what a part
-    changes by changing it, or by being read by later parts, is not counted.
+    changes by changing it, or by being read by later parts, is not counted. Raises ValueError for an id outside the
+    vocabulary.
     """
     seen, normed = seen_at(params, config, tokens, part_sites(config), position)
     nodes, parts = parts_of(params, config, seen)
-    wanted, bias = answer(params, target, foil, tokens)
+    wanted, bias = answer(params, config, target, foil, tokens)
     gradient = direction(params, config, normed["norm_f.scale"], wanted)
     constant = bias + (wanted @ params["norm_f"]["b"] if "b" in params["norm_f"] else 0)
     return Direct(nodes, (parts * gradient).sum(-1), constant, (normed["norm_f"] * wanted).sum(-1) + bias)
@@ -119,7 +120,7 @@ def neurons(params, config, tokens, target, foil=None, *, position=-1) -> Neuron
     """
     sites = [f"blocks.{i}.mlp.post" for i in range(config.n_layer)]
     seen, normed = seen_at(params, config, tokens, sites, position)
-    gradient = direction(params, config, normed["norm_f.scale"], answer(params, target, foil, tokens)[0])
+    gradient = direction(params, config, normed["norm_f.scale"], answer(params, config, target, foil, tokens)[0])
     down = [block["mlp"]["down"] for block in params.get("blocks", [])]
     values = gradient.new_zeros(config.n_layer, len(gradient), config.d_ff)
     bias = gradient.new_zeros(config.n_layer, len(gradient))
@@ -142,12 +143,15 @@ def seen_at(params, config, tokens, sites, position):
     return seen, normed
 
 
-def answer(params, target, foil, tokens) -> tuple[Tensor, Tensor]:
+def answer(params, config, target, foil, tokens) -> tuple[Tensor, Tensor]:
     """The head's row of the target (B,C), minus the foil's if there is one, and the same for its bias (B,)."""
     p = head(params)
     ids = [
         torch.as_tensor(each, device=tokens.device).expand(len(tokens)) for each in (target, foil) if each is not None
     ]
+    for name, each in zip(("target", "foil"), ids, strict=False):
+        if not ((each >= 0) & (each < config.n_vocab)).all():
+            raise ValueError(f"{name}: expected ids from 0 to {config.n_vocab - 1}, got {each.tolist()}")
     minus = lambda leaf: leaf[ids[0]] - leaf[ids[1]] if len(ids) > 1 else leaf[ids[0]]
     return minus(p["w"]), minus(p["b"]) if "b" in p else p["w"].new_zeros(len(tokens))
 
@@ -249,6 +253,8 @@ def measured(params, config, tokens, metric, position=-1) -> Tensor:
 
 def layered(config, site) -> list[str]:
     """The full names of a site of AXES, layer by layer."""
+    if not config.n_layer:
+        raise ValueError(f"n_layer: expected a model with blocks for {site}, got 0")
     if site not in AXES or (site == "resid_mid" and config.block != "sequential"):
         raise ValueError(f"site: expected embed or one of {', '.join(AXES)} that the model has, got {site!r}")
     return [f"blocks.{i}.{name}" for i in range(config.n_layer) for name in names_of(site)]

@@ -33,7 +33,10 @@ AXES = {  # what the value of a site is indexed by, after the pair and the layer
     "attn.q": ("position", "head"), "attn.k": ("position", "head"), "attn.v": ("position", "head"),
     "attn.z": ("position", "head"), "attn.pattern": ("head", "query", "key"),
 }  # fmt: skip
-DEFAULT_BY = {RESIDUAL: ("layer", "position"), ("position", "head"): ("layer", "head")}
+DEFAULT_BY = {
+    RESIDUAL: ("layer", "position"), ("position", "head"): ("layer", "head"),
+    ("head", "query", "key"): ("layer", "head", "query"),
+}  # fmt: skip
 
 
 class Sweep(NamedTuple):
@@ -76,19 +79,15 @@ def sweep(
     for all or (B,), or (B,K) or (1,K) for logits (...,B,K,V). positions are the ones to patch, all by default. width
     layers around each are patched at once. direction "noise" puts corrupt values into the clean run. align, pairs
     (clean position, corrupt position), makes prompts of two lengths comparable. Raises ValueError for lengths that
-    differ without it, and for a site or an axis that is not there.
+    differ without it, and for a site, an axis or a position that is not there.
     """
     by = axes_of(config, site, by)
     swap, values = swap_of(params, config, clean, corrupt, site, metric, position, direction, align)
     n_rows, n_tokens, _ = swap.base.x[0].shape
-    positions = [at % n_tokens for at in (range(n_tokens) if positions is None else positions)]
-    n_head = config.n_kv_head if site in ("attn.k", "attn.v") else config.n_head
-    sizes = {"layer": config.n_layer, "head": n_head, "key": n_tokens}
-    ranges = [positions if axis in ("position", "query") else range(sizes[axis]) for axis in by]
-    cells = torch.tensor(list(product(*ranges)), dtype=torch.long).reshape(-1, len(by))
+    positions = places(positions, n_tokens)
+    sizes, cells = cells_of(config, site, by, positions, n_tokens)
     patched, work = run_cells(params, config, swap, site, cells, by, metric, positions, width=width, budget=budget)
-    patched = patched.reshape(*(len(each) for each in ranges), n_rows)
-    return Sweep(site, by, positions, patched, *values, direction, forwards=2 + work)
+    return Sweep(site, by, positions, patched.reshape(*sizes, n_rows), *values, direction, forwards=2 + work)
 
 
 def patch_cells(
@@ -110,6 +109,26 @@ def axes_of(config, site, by) -> tuple[str, ...]:
     if by[:1] != ("layer",) or len(set(by)) < len(by) or set(by[1:]) - set(AXES[site]):
         raise ValueError(f"by: expected layer, then any of {', '.join(AXES[site])} for {site}, got {by}")
     return by
+
+
+def heads_of(config, site) -> int:
+    """How many heads a site has: keys and values are shared."""
+    return config.n_kv_head if site in ("attn.k", "attn.v") else config.n_head
+
+
+def places(positions, n_tokens) -> list[int]:
+    """Positions counted from the beginning, negative ones from the end; None is all of them."""
+    positions = list(range(n_tokens) if positions is None else positions)
+    if not all(-n_tokens <= at < n_tokens for at in positions):
+        raise ValueError(f"positions: expected them within {n_tokens} tokens, got {positions}")
+    return [at % n_tokens for at in positions]
+
+
+def cells_of(config, site, by, positions, n_tokens) -> tuple[tuple[int, ...], Tensor]:
+    """(the size of each axis, every cell (N,len(by))): positions are those of a position axis or of the queries."""
+    sizes = {"layer": config.n_layer, "head": heads_of(config, site), "key": n_tokens}
+    ranges = [positions if axis in ("position", "query") else range(sizes[axis]) for axis in by]
+    return tuple(map(len, ranges)), torch.tensor(list(product(*ranges)), dtype=torch.long).reshape(-1, len(by))
 
 
 # ------------------------------------------------------------------------------------------------ what has been run
@@ -274,8 +293,8 @@ def run_cells(params, config, swap, site, cells, by, metric, positions, *, width
 
 def masks_of(config, site, cells, by, allowed, paired, span) -> Tensor:
     """Where each cell puts the source's values: bool, (n,...) as the site's value for one pair on the span."""
-    n_head = config.n_kv_head if site in ("attn.k", "attn.v") else config.n_head
-    whole = {"position": allowed, "query": allowed, "key": paired, "head": torch.ones(n_head, dtype=torch.bool)}
+    every = torch.ones(heads_of(config, site), dtype=torch.bool)
+    whole = {"position": allowed, "query": allowed, "key": paired, "head": every}
     cut = {"position": span, "query": span, "key": slice(0, span.stop), "head": slice(None)}
     masks, axes = torch.ones(len(cells), *[1] * len(AXES[site]), dtype=torch.bool), AXES[site]
     for i, axis in enumerate(axes):

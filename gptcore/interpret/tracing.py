@@ -7,7 +7,6 @@ Meng et al. 2022, arXiv:2202.05262.
 Next: steering.py adds a direction instead of restoring one.
 """
 
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -19,8 +18,10 @@ from gptcore.interpret.patching import (
     Swap,
     at_positions,
     axes_of,
+    cells_of,
     measure,
     names_of,
+    places,
     reading,
     remember,
     run_cells,
@@ -47,13 +48,13 @@ def trace(
 ) -> Trace:  # fmt: skip
     """Spoil the subject's positions of one prompt (1,T) by noise and restore cell by cell, batched as patching.sweep.
 
-    The noise is N(0, (level s)^2) with s the deviation of those embeddings' entries. site is one of patching.AXES along
-    positions; by defaults to layer x position. width layers are restored together: one of the residual stream, of
-    attn.out and mlp.out a window of 10 layers in 48. The metric defaults to the probability of the clean run's answer.
+    The noise is N(0, (level s)^2) with s the deviation of those embeddings' entries. site is one of patching.AXES; by
+    defaults to layer x position, which a pattern has not. width layers are restored together: by default 10 in 48 of
+    attn.out and mlp.out, else one. The metric defaults to the probability of the clean run's answer.
     """
     check_tokens(tokens, config)
     by = axes_of(config, site, ("layer", "position") if by is None else by)
-    subject = sorted(at % tokens.shape[1] for at in subject)
+    subject = sorted(places(subject, tokens.shape[1]))
     if len(tokens) != 1 or not subject:
         raise ValueError(f"tokens: expected one prompt and a subject in it, got {len(tokens)} rows and {subject}")
     width = width or (max(1, round(10 * config.n_layer / 48)) if site in ("attn.out", "mlp.out") else 1)
@@ -75,12 +76,10 @@ def trace(
     first = torch.full((samples,), subject[0], device=tokens.device)
     low, n_tokens = value(base), tokens.shape[1]
     whole = value(clean._replace(x=[x.expand(samples, -1, -1) for x in clean.x]))
-    sizes = {"layer": config.n_layer, "position": n_tokens, "head": config.n_head}
-    ranges = [range(sizes[axis]) for axis in by]
-    cells = torch.tensor(list(product(*ranges)), dtype=torch.long).reshape(-1, len(by))
+    sizes, cells = cells_of(config, site, by, range(n_tokens), n_tokens)
     swap = Swap(base, source, every, first, read, low)
     restored, _ = run_cells(params, config, swap, site, cells, by, metric, range(n_tokens), width=width)
-    restored = restored.reshape(*(len(each) for each in ranges), samples)
+    restored = restored.reshape(*sizes, samples)
     gained = (restored - low).movedim(-1, 0)
     effect = stats.ratio_interval(gained, torch.ones_like(gained), generator=generator, draws=draws)
     return Trace(by, whole[0].item(), low, restored, effect)
