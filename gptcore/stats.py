@@ -59,14 +59,19 @@ def percentiles(drawn, level=0.95) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def ratio_interval(numerators, denominators, *, generator, draws=1000, level=0.95) -> Interval:
+def ratio_interval(numerators, denominators, *, generator, draws=1000, level=0.95, least=1) -> Interval:
     """Sum of numerators over sum of denominators, each (N, ...), with a percentile bootstrap over the N units.
 
-    Nats over tokens, nats over bytes, hits over rows: long units weigh more, as they should.
+    Nats over tokens, nats over bytes, hits over rows: long units weigh more, as they should. The bounds are nan where
+    fewer than `least` units have a denominator: the others say nothing, however many they are.
     """
     top, bottom = _pair(numerators, denominators)
+    value, few = top.sum(0) / bottom.sum(0), (bottom != 0).sum(0) < least
+    if few.all():
+        return Interval(value, torch.full_like(value, torch.nan), torch.full_like(value, torch.nan))
     drawn = bootstrap_sums(torch.stack([top, bottom], dim=1), draws=draws, generator=generator)
-    return Interval(top.sum(0) / bottom.sum(0), *percentiles(drawn[:, 0] / drawn[:, 1], level))
+    low, high = percentiles(drawn[:, 0] / drawn[:, 1], level)
+    return Interval(value, low.masked_fill(few, torch.nan), high.masked_fill(few, torch.nan))
 
 
 def paired_difference(differences, denominators, *, generator, draws=2000, level=0.95) -> Paired:

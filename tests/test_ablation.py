@@ -99,7 +99,7 @@ def test_in_the_hand_built_model_each_head_is_worth_what_it_does():
     """5.4: the duplicate and the start head nothing; without the induction head all logits are equal; without the
     previous-token head no second copy is foretold."""
     params, config = hand_built()
-    tokens, position, accuracy = repeats()
+    tokens, position, accuracy = repeats(rows=5)
     found = ablate(params, config, tokens, heads(config), accuracy, "zero", position=position)
     assert (found.before == 1).all()
     without = dict(zip(heads(config), found.after.mean(1).tolist(), strict=True))
@@ -110,6 +110,9 @@ def test_in_the_hand_built_model_each_head_is_worth_what_it_does():
     assert (spread.after == 0).all()
     interval = found.difference(generator=generator(0))
     assert interval.value[heads(config).index(PREVIOUS)] == interval.low[0] == -1
+    few = found._replace(before=found.before[:4], after=found.after[:, :4]).difference(generator=generator(0))
+    assert few.value[0] == -1
+    assert few.low.isnan().all()
 
 
 def test_faithfulness_of_the_circuit_and_of_the_whole():

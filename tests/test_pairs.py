@@ -79,6 +79,8 @@ def test_pairs_are_pooled_by_their_sums():
     close(many.value, found.value)
     assert (many.low < many.value).all()
     assert (many.value < many.high).all()
+    eight = pooled(patched.repeat(1, 2), clean.repeat(2), corrupt.repeat(2), generator=generator(0))
+    assert eight.low.isnan().tolist() == [False, True]  # six of the eight have a difference, in the second cell four
     none = pooled(clean[None], clean, clean, generator=generator(0))
     assert none.value.isnan().all()
 

@@ -62,6 +62,17 @@ def test_units_that_count_nothing_leave_no_gap():
     assert stats.paired_difference([0.0, 0.0], [0, 0], generator=generator("r")).p == 1.0
 
 
+def test_an_interval_needs_units_that_count():
+    """Three columns of six units, of which 6, 5 and 4 count. Seen to fail with every unit counted."""
+    ones = torch.ones(6, 3)
+    ones[5, 1:], ones[4, 2] = 0, 0
+    found = stats.ratio_interval(torch.arange(18.0).view(6, 3), ones, generator=generator("r"), least=5)
+    assert found.value.isfinite().all()
+    assert found.low.isnan().tolist() == found.high.isnan().tolist() == [False, False, True]
+    few = stats.ratio_interval([1.0, 2.0], [1, 1], generator=None, least=3)  # nothing is drawn
+    assert (few.value, few.low.isnan()) == (1.5, True)
+
+
 def simulate(n_simulations, *words, effect=0.0):
     """Models on 120 documents of 200 to 2,000 bytes: nats a byte differ by the effect, with noise a document."""
     draws = generator("simulate", *words)

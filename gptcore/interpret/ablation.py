@@ -22,6 +22,7 @@ from gptcore.interpret.taps import record
 from gptcore.model import check_tokens, residual
 
 WAYS = ("zero", "mean", "resample")
+MIN_ROWS = 5  # for an interval
 
 
 class Ablation(NamedTuple):
@@ -32,9 +33,9 @@ class Ablation(NamedTuple):
     after: Tensor
 
     def difference(self, *, generator, draws=1000) -> stats.Interval:
-        """The mean of after - before over rows, (N,), with a bootstrap over the rows."""
+        """The mean of after - before over rows, (N,), with a bootstrap over rows; bounds are nan below 5 of them."""
         moved = (self.after - self.before).T
-        return stats.ratio_interval(moved, torch.ones_like(moved), generator=generator, draws=draws)
+        return stats.ratio_interval(moved, torch.ones_like(moved), generator=generator, draws=draws, least=MIN_ROWS)
 
 
 class Faithfulness(NamedTuple):

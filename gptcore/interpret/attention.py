@@ -206,13 +206,10 @@ def scores(sums, *, generator=None) -> dict[str, Score]:
 def interval(top, bottom, *, generator) -> stats.Interval:
     """Sum of top (N,...) over sum of bottom (N,) or (N,n), with a bootstrap over the N sequences.
 
-    Without a generator, or with fewer than MIN_SEQUENCES, the bounds are nan.
+    Without a generator, or with fewer than MIN_SEQUENCES that have a query to count, the bounds are nan.
     """
-    if generator is not None and len(top) >= MIN_SEQUENCES:
-        return stats.ratio_interval(top, bottom, generator=generator)
-    bottom = bottom.reshape(bottom.shape + (1,) * (top.ndim - bottom.ndim))
-    value = top.sum(0) / bottom.sum(0)
-    return stats.Interval(value, torch.full_like(value, torch.nan), torch.full_like(value, torch.nan))
+    least = math.inf if generator is None else MIN_SEQUENCES
+    return stats.ratio_interval(top, bottom, generator=generator, least=least)
 
 
 def head_scores(params, config, tokens, *, generator=None, detectors=DETECTORS, lengths=None) -> dict[str, Score]:

@@ -89,16 +89,13 @@ def differs(clean, corrupt) -> Tensor:
 def pooled(patched, clean, corrupt, direction="denoise", *, generator, draws=1000) -> stats.Interval:
     """Recovery over all pairs: the ratio of sums over those that have one, patched (...,B) -> Interval of (...).
 
-    The bounds are a bootstrap over pairs, and nan below 5 of them.
+    The bounds are a bootstrap over pairs, and nan where fewer than 5 have one.
     """
     share = recovery(patched, clean, corrupt, direction)
     whole = (clean - corrupt).expand(share.shape).where(share.isfinite(), 0.0)
     pairs = lambda t: t.movedim(-1, 0).cpu().double()
     ways, wholes = pairs(share.nan_to_num(0.0) * whole), pairs(whole)
-    if len(wholes) >= MIN_PAIRS:
-        return stats.ratio_interval(ways, wholes, generator=generator, draws=draws)
-    value = ways.sum(0) / wholes.sum(0)
-    return stats.Interval(value, torch.full_like(value, torch.nan), torch.full_like(value, torch.nan))
+    return stats.ratio_interval(ways, wholes, generator=generator, draws=draws, least=MIN_PAIRS)
 
 
 def band(value, low=None, high=None) -> str:
