@@ -61,7 +61,7 @@ def test_the_demo_shows_every_tool(house):
 def test_a_demo_whose_answers_begin_alike_is_not_patched(house):
     done = typed("interpret.report", "--run", "tiny", "--demo", "--out", "bytes.html", cwd=house)
     assert (done.status, done.stderr) == (0, "")
-    assert "no patching: this tokenizer begins both of the demo's answers with ' '" in done.stdout
+    assert "no patching: this tokenizer begins both of the demo's answers with ·" in done.stdout
     panels, texts = panels_of(house / "bytes.html")
     assert "Patching" not in panels
     assert texts == [list(DEMO["clean"])]
@@ -109,7 +109,7 @@ def test_a_text_alone_has_no_patching_and_a_model_without_blocks_no_heads(house)
         (["--demo", "--max-mb", "0.01"], "max_mb: expected at least 0."),
         (
             ["--clean", "a", "--corrupted", "b", "--target", "x", "--foil", "y"],
-            "foil: expected another token than the target, got ' ' twice",
+            "foil: expected another token than the target, got · twice",
         ),
         (["--text", ""], "text: expected at least one token"),
         (["--clean", "ab", "--corrupted", "", "--target", "c"], "corrupted: expected at least one token"),

@@ -123,11 +123,11 @@ def look_at_texts(given, tool, demos, show) -> int:
     return 0
 
 
-def ids_of(model, text, console) -> list[int]:
-    """The text's ids, the last n_context of them where there are more, which is said. Refuses an empty text."""
+def ids_of(model, text, console, name="text") -> list[int]:
+    """The text's ids, the last n_context of them where there are more, which is said. Refuses an empty text by name."""
     ids = model.tokenizer.encode(text)
     if not ids:
-        raise ValueError("text: expected at least one token, got an empty text")
+        raise ValueError(f"{name}: expected at least one token, got an empty text")
     if len(ids) > model.config.n_context:
         line = f"{len(ids):,} tokens: the last {model.config.n_context:,}, which the context holds, are looked at."
         console.print(Text(line))

@@ -1,19 +1,19 @@
 """What invoke interpret.patch does: make the pairs comparable, patch every cell, and say what was measured."""
 
 import json
-from typing import NamedTuple
 
 import torch
 from rich.text import Text
 
 from gptcore.device import generator
 from gptcore.interpret import pairs
-from gptcore.interpret.attribution import check_largest, edge_effects, gradient_effects, measured, summed
+from gptcore.interpret.attribution import check_largest, edge_effects, gradient_effects, summed
 from gptcore.interpret.patching import Sweep, sweep
 from gptcore.interpret.paths import path_patch
 from gptcore.interpret.report import token_texts
 from tools.interpret import looking, report_view
 from tools.interpret.looking import Counter, Document, print_table
+from tools.interpret.prompts import Case, case_of, last_logits, shared
 from tools.interpret.tokens import token_cell, token_text
 
 DEMO = (
@@ -24,17 +24,6 @@ N_CHECKED = 10  # largest estimates that are measured too
 WIDTH = 10  # of a token's cell
 
 
-class Case(NamedTuple):
-    """One pair, ready to run: ids of both prompts, (1,T) each, the target's id, the foil's, and which positions of the
-    two stand for each other (None: all)."""
-
-    clean: torch.Tensor
-    corrupt: torch.Tensor
-    target: int
-    foil: int
-    links: list[tuple[int, int]] | None
-
-
 def show(given) -> int:
     """The command: one pair, our own pairs one after the other, or a file of them pooled."""
     looking.check_options(given)
@@ -42,22 +31,23 @@ def show(given) -> int:
     console = looking.open_console(given)
     model, documents = looking.load(given), []
     if given["pairs"]:
-        cases = [text_case(model, given, *pair, console) for pair in read_pairs(given["pairs"])]
-        documents.append(look(model, cases, given, console))
+        counter = Counter()
+        cases = [text_case(model, given, pair, console, counter) for pair in read_pairs(given["pairs"])]
+        documents.append(look(model, cases, given, console, counter))
     elif given["demo"]:
         for pair in DEMO:
             console.print(Text(f"{pair[0]} ... / {pair[1]} ..."), soft_wrap=True)
-            ids = [pairs.continuation(model.tokenizer, pair[0], answer).ids[0] for answer in pair[2:]]
-            if ids[0] == ids[1]:  # bytes, or words never met in training
-                word = token_text(model.tokenizer, ids[0])
+            if word := shared(model, pair[0], *pair[2:]):
                 console.print(Text(f"passed over: this tokenizer begins both answers with {word}"), soft_wrap=True)
                 continue
-            documents.append(look(model, [text_case(model, given, *pair, console)], given, console))
+            counter = Counter()
+            documents.append(look(model, [text_case(model, given, pair, console, counter)], given, console, counter))
         console.print(Text("Tokens of the vocabulary, and their beginning again; one of the first copy is replaced."))
-        documents.append(look(model, [repeat_case(model, given)], given, console))
+        documents.append(look(model, [repeat_case(model, given)], given, console, Counter()))
     else:
         pair = [given[name] for name in ("clean", "corrupted", "target", "foil")]
-        documents.append(look(model, [text_case(model, given, *pair, console)], given, console))
+        counter = Counter()
+        documents.append(look(model, [text_case(model, given, pair, console, counter)], given, console, counter))
     looking.write(given, model, "interpret.patch", documents, console)
     return 0
 
@@ -97,29 +87,17 @@ def read_pairs(path) -> list[tuple]:
     return found
 
 
-def text_case(model, given, clean, corrupted, target, foil, console) -> Case:
-    """A pair of texts as ids; what was decided on the way is said."""
-    exact = given["exact_target"]
-    found = pairs.continuation(model.tokenizer, clean, target, exact=exact)
-    for note in found.notes:
-        console.print(Text(note), soft_wrap=True)
-    ids = [looking.ids_of(model, text, console) for text in (found.prompt, corrupted.rstrip(" "))]
-    links = None
-    if len(ids[0]) != len(ids[1]):
+def text_case(model, given, pair, console, counter) -> Case:
+    """A pair of texts as ids; prompts of two lengths have no positions in common but those that are said."""
+    case = case_of(model, *pair, console, counter, exact=given["exact_target"])
+    if case.links is not None:
+        lengths = f"{case.clean.shape[1]} and {case.corrupt.shape[1]}"
         if given["by"] == "position" and given["align"] == "strict":
-            got = f"{len(ids[0])} and {len(ids[1])}"
-            raise ValueError(f"clean, corrupted: expected equal lengths by position, or --align auto, got {got} tokens")
-        links = pairs.align_ends(*ids)
-        words = f"{len(ids[0])} and {len(ids[1])} tokens: {len(links)} positions are paired from both ends"
+            wanted = "expected equal lengths by position, or --align auto"
+            raise ValueError(f"clean, corrupted: {wanted}, got {lengths} tokens")
+        words = f"{lengths} tokens: {len(case.links)} positions are paired from both ends"
         console.print(Text(f"{words}, the rest is left as it is"), soft_wrap=True)
-    tokens = [torch.tensor([each], device=model.params["embed"]["w"].device) for each in ids]
-    if foil is not None:
-        foil = pairs.continuation(model.tokenizer, corrupted, foil, exact=exact).ids[0]
-    else:
-        foil = pairs.foil_of(last_logits(model, tokens[1])[0], found.ids[0])
-    if foil == found.ids[0]:
-        raise ValueError(f"foil: expected another token than the target, got {token_text(model.tokenizer, foil)} twice")
-    return Case(*tokens, found.ids[0], foil, links)
+    return case
 
 
 def repeat_case(model, given) -> Case:
@@ -139,11 +117,6 @@ def repeat_case(model, given) -> Case:
     return Case(clean, corrupt, r[6], other, None)
 
 
-def last_logits(model, tokens):
-    """What the model says after the last token, (B,V)."""
-    return measured(model.params, model.config, tokens, lambda logits: logits)
-
-
 def metric_of(model, case, name):
     """The metric of that name for a pair."""
     if name == "kl":
@@ -156,10 +129,9 @@ def metric_of(model, case, name):
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
-def look(model, cases, given, console) -> Document:
+def look(model, cases, given, console, counter) -> Document:
     """Everything about some pairs that are pooled: their answers, the table, the numbers."""
-    counter = Counter()
-    answers = [show_answers(model, case, console) for case in cases[:3]]
+    answers = [show_answers(model, case, console, counter) for case in cases[:3]]
     if len(cases) > 3:
         console.print(Text(f"... and {len(cases) - 3} pairs more"))
     site = given["site"] or DEFAULT_SITE[given["by"]]
@@ -186,10 +158,10 @@ def panels_of(model, cases, given, counter) -> tuple:
     if not given["html"]:
         return ()
     text = lambda ids: token_texts(model.tokenizer, ids)
-    return (report_view.patching(model, report_view.Pair(*cases[0][:4]), text, counter),)
+    return (report_view.patching(model, cases[0], text, counter),)
 
 
-def show_answers(model, case, console) -> dict:
+def show_answers(model, case, console, counter) -> dict:
     """The three likeliest tokens of both runs, and what is measured."""
     found = {}
     for name, tokens in (("clean", case.clean), ("corrupted", case.corrupt)):
@@ -202,6 +174,7 @@ def show_answers(model, case, console) -> dict:
             {"id": id, "text": token_text(model.tokenizer, id), "p": share}
             for share, id in zip(p.tolist(), ids.tolist(), strict=True)
         ]
+        counter.n_rows += 1
     target, foil = (token_cell(model.tokenizer, id, "bold") for id in (case.target, case.foil))
     console.print(Text.assemble("target ", target, ", foil ", foil))
     return found

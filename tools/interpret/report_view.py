@@ -2,7 +2,6 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rich.text import Text
@@ -15,6 +14,7 @@ from gptcore.interpret.lens import logit_lens
 from gptcore.interpret.patching import sweep
 from gptcore.interpret.taps import record
 from tools.interpret import looking
+from tools.interpret.prompts import Case, case_of, last_logits, shared
 
 DEMO = {  # words that are whole tokens nearly everywhere, said twice, so that a head that copies has something to copy
     "clean": "The name of the first item is the key. The name of the first",
@@ -29,21 +29,12 @@ IN_TABLE = ("block", "attn.out", "mlp.out", "resid_post")
 LAST = {"positions": [-1]}  # the whole stream gives all back by construction: it is patched at the end only
 
 
-class Pair(NamedTuple):
-    """Two prompts (1,T) and the ids whose logits are weighed."""
-
-    clean: torch.Tensor
-    corrupt: torch.Tensor
-    target: int
-    foil: int
-
-
 def show(given) -> None:
     """Look, write the page, and say where it is."""
     given = check(given)
     loaded, counter = looking.load(given), looking.Counter()
     console = looking.open_console({})
-    pair = None if given["clean"] is None else read_pair(loaded, given, counter, console)
+    pair = None if given["clean"] is None else read_pair(loaded, given, console, counter)
     text = given["clean"].rstrip(" ") if given["text"] is None else given["text"]
     ids = looking.ids_of(loaded, text, console)
     title = f"Inside {loaded.name}"
@@ -71,34 +62,13 @@ def check(given):
     return given
 
 
-def read_pair(loaded, given, counter, console) -> Pair | None:
-    """The two prompts as ids, and what is asked of them; what was decided on the way is said.
-
-    None for a demo whose two answers begin with one token, as bytes do. Raises ValueError for such texts of the user's.
-    """
-    words, place = loaded.tokenizer, loaded.params["embed"]["w"].device
-    found = pairs.continuation(words, given["clean"], given["target"])
-    corrupted = given["corrupted"].rstrip(" ")
-    for name, text in (("clean", found.prompt), ("corrupted", corrupted)):
-        if not text:
-            raise ValueError(f"{name}: expected at least one token, got an empty text")
-    clean, corrupt = (torch.tensor([words.encode(text)], device=place) for text in (found.prompt, corrupted))
-    if given["foil"] is None:
-        with torch.no_grad():
-            logits = model.forward(loaded.params, loaded.config, corrupt)[0][0, -1]
-        counter.n_rows += 1
-        foil = pairs.foil_of(logits, found.ids[0])
-    else:
-        foil = pairs.continuation(words, corrupted, given["foil"]).ids[0]
-    if foil != found.ids[0]:
-        for note in found.notes:
-            console.print(Text(note))
-        return Pair(clean, corrupt, found.ids[0], foil)
-    (word,) = report.token_texts(words, [foil])
-    if not given["demo"]:
-        raise ValueError(f"foil: expected another token than the target, got {word!r} twice")
-    console.print(Text(f"no patching: this tokenizer begins both of the demo's answers with {word!r}"))
-    return None
+def read_pair(loaded, given, console, counter) -> Case | None:
+    """The two prompts; None for a demo whose two answers begin with one token, as bytes do."""
+    texts = [given[name] for name in (*PAIR, "foil")]
+    if given["demo"] and (word := shared(loaded, texts[0], *texts[2:])):
+        console.print(Text(f"no patching: this tokenizer begins both of the demo's answers with {word}"))
+        return None
+    return case_of(loaded, *texts, console, counter)
 
 
 def look(loaded, ids, pair, given, counter) -> list[report.Panel]:
@@ -110,11 +80,12 @@ def look(loaded, ids, pair, given, counter) -> list[report.Panel]:
     panels = [about(loaded, shown, given)]
     if len(ids) > 1:
         panels.append(report.losses("Surprise", shown, model.nats(params, config, tokens[:, :-1], tokens[:, 1:])[0]))
+        counter.n_rows += 1
     if config.n_layer:
         panels += heads(loaded, tokens, shown, given, counter)
     panels.append(report.lens("Logit lens", shown, {"logit": logit_lens(params, config, tokens)}, text))
-    panels.append(waterfall(loaded, tokens, text, pair))
-    counter.n_rows += 4
+    counter.n_rows += 1
+    panels.append(waterfall(loaded, tokens, text, pair, counter))
     if pair and config.n_layer:
         panels.append(patching(loaded, pair, text, counter))
     return panels
@@ -178,15 +149,16 @@ def heads(loaded, tokens, shown, given, counter) -> list[report.Panel]:
     return panels
 
 
-def waterfall(loaded, tokens, text, pair) -> report.Panel:
+def waterfall(loaded, tokens, text, pair, counter) -> report.Panel:
     """What adds up to the answer after the last token: the pair's, if this is its clean text, else the model's own."""
     params, config = loaded.params, loaded.config
     if pair and torch.equal(pair.clean, tokens):
         target, foil = pair.target, pair.foil
     else:
-        with torch.no_grad():
-            target, foil = model.forward(params, config, tokens)[0][0, -1].topk(2).indices.tolist()
+        target, foil = last_logits(loaded, tokens)[0].topk(2).indices.tolist()
+        counter.n_rows += 1
     found = direct(params, config, tokens, target, foil)
+    counter.n_rows += 1
     names = text([target, foil])
     return report.waterfall("Direct effects", text(tokens[0]), found, *names, capped=config.logit_softcap > 0)
 
@@ -194,17 +166,14 @@ def waterfall(loaded, tokens, text, pair) -> report.Panel:
 def patching(loaded, pair, text, counter) -> report.Panel:
     """Clean activations in the corrupted run, by position and by head, and a table by layer."""
     params, config = loaded.params, loaded.config
-    align = pairs.align_ends(pair.clean[0].tolist(), pair.corrupt[0].tolist())
     metric = pairs.logit_diff(pair.target, pair.foil)
     run = lambda site, by, **ways: sweep(
-        params, config, pair.clean, pair.corrupt, site, metric, by=by, align=align, **ways
+        params, config, pair.clean, pair.corrupt, site, metric, by=by, align=pair.links, **ways
     )
     sweeps = [*(run(site, ("layer", "position")) for site in SITES), run("attn.z", ("layer", "head"))]
     layers = {site: run(site, ("layer",), **at) for site, at in zip(IN_TABLE, [{}, {}, {}, LAST], strict=True)}
-    counter.n_rows += round(sum(each.forwards for each in (*sweeps, *layers.values())))
-    with torch.no_grad():
-        logits = [model.forward(params, config, each)[0][0, -1] for each in (pair.clean, pair.corrupt)]
-    tops = [each.softmax(-1).topk(3) for each in logits]
+    tops = [last_logits(loaded, each)[0].softmax(-1).topk(3) for each in (pair.clean, pair.corrupt)]
+    counter.n_rows += 2 + round(sum(each.forwards for each in (*sweeps, *layers.values())))
     top = {
         name: list(zip(text(found.indices.tolist()), found.values.tolist(), strict=True))
         for name, found in zip(("Clean", "Corrupted"), tops, strict=True)
@@ -212,5 +181,5 @@ def patching(loaded, pair, text, counter) -> report.Panel:
     target, foil = text([pair.target, pair.foil])
     clean, corrupt = text(pair.clean[0]), text(pair.corrupt[0])
     return report.patching(
-        "Patching", clean, corrupt, sweeps, target=target, foil=foil, align=align, layers=layers, top=top
+        "Patching", clean, corrupt, sweeps, target=target, foil=foil, align=pair.links, layers=layers, top=top
     )
