@@ -203,11 +203,14 @@ def test_a_lens_shows_what_the_library_reads(home, call):
 
 
 def test_a_target_continues_the_text(call):
-    """A space is put before it where text and target meet; of several tokens the first is followed."""
-    assert "target: ·, the first of 2" in call("logit-lens", "--run", "small", "--text", "ab", "--target", "c")
-    text = call("logit-lens", "--run", "small", "--text", "ab ", "--target", "c", "--position", "0")
-    assert "target: c" in text.splitlines()[0]
-    assert "rank and % of c" in text
+    """As in every command: a space is put between them or taken from the text's end; the first token is followed."""
+    text = call("logit-lens", "--run", "small", "--text", "ab", "--target", "c")
+    assert text.startswith("a space was put before the target: ' c'\nthe target is 2 tokens (' ', 'c'); the first is")
+    assert "rank and % of ·" in text
+    text = call("logit-lens", "--run", "small", "--text", "ab ", "--target", "c")
+    assert "after b (position 1); rank and % of ·" in text
+    text = call("logit-lens", "--run", "small", "--text", "ab\n", "--target", "c", "--position", "0")
+    assert "after a (position 0); rank and % of c" in text
     with pytest.raises(ValueError, match="position: expected -2 to 1 in this text, got 2"):
         call("logit-lens", "--run", "small", "--text", "ab", "--position", "2")
 

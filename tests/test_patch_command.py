@@ -219,6 +219,23 @@ def test_the_induction_head_writes_the_answer(call):
     assert "Direct effects, before the cap of 4:" in capped
 
 
+@pytest.mark.parametrize(
+    ("text", "position", "said"),
+    [
+        ("a cat", "1", "logit of s after · (position 1)"),
+        ("a cat ", "-1", "logit of · after t (position 4)"),
+        ("a cat", "2", "logit of · after c (position 2)"),
+    ],
+)
+def test_a_target_follows_the_token_that_is_read(call, text, position, said):
+    """After a space of its own nothing stands between them; at the text's end the space goes to the target.
+
+    Seen to fail with the space after which was read counted as the target's.
+    """
+    shown = call("attribute", "--text", text, "--position", position, "--target", "s", "--run", "small")
+    assert said in shown
+
+
 @pytest.mark.parametrize("positions", ["all", "generated", "3:"])
 def test_a_steered_text_is_the_librarys_beside_the_plain_one(call, positions):
     words = ("--prompt", "a cat", "--positive", "good", "--positive", "fine", "--negative", "bad", "--layer", "0")

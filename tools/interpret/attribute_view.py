@@ -4,10 +4,10 @@ import torch
 from rich.text import Text
 
 from gptcore.interpret.attribution import direct, measured, neurons
-from gptcore.interpret.pairs import continuation
 from tools.interpret import looking
 from tools.interpret.looking import Counter, Document, print_table
 from tools.interpret.patch_view import label
+from tools.interpret.prompts import continued
 from tools.interpret.tokens import token_cell
 
 
@@ -41,20 +41,28 @@ def show(given) -> int:
 
 def cut(model, given, console):
     """(the text's ids, the position that is read)."""
-    ids = looking.ids_of(model, given["text"], console)
+    followed = any(given[name] is not None for name in ("target", "foil"))
+    text = given["text"].rstrip(" ") if followed and given["position"] == -1 else given["text"]  # they take the spaces
+    ids = looking.ids_of(model, text, console)
     if not -len(ids) <= given["position"] < len(ids):
         raise ValueError(f"position: expected {-len(ids)} to {len(ids) - 1} in this text, got {given['position']}")
     return ids, given["position"] % len(ids)
 
 
 def id_of(model, ids, target, console) -> int | None:
-    """The id of a token that continues the ids; what was decided is said."""
+    """The id of a token that continues the ids; what was decided is said.
+
+    Where a space was asked for as the last of them, the target stands right behind it.
+    """
     if target is None:
         return None
-    found = continuation(model.tokenizer, model.tokenizer.decode(ids), target)
-    for note in found.notes:
-        console.print(Text(note), soft_wrap=True)
-    return found.ids[0]
+    prompt = model.tokenizer.decode(ids)
+    if not prompt.endswith(" "):
+        return continued(model, prompt, target, console).ids[0]
+    both = model.tokenizer.encode(prompt + target)
+    if both[: len(ids)] != ids or len(both) == len(ids):
+        raise ValueError(f"target: expected a text that goes on after the token at that position, got {target!r}")
+    return both[len(ids)]
 
 
 def by_head(found) -> dict[str, float]:

@@ -7,6 +7,7 @@ from gptcore import data
 from gptcore.interpret import report
 from gptcore.interpret.lens import fit_tuned_lens, load_tuned_lens, logit_lens, save_tuned_lens
 from tools.interpret.looking import Counter, Document, ids_of, print_table
+from tools.interpret.prompts import continued
 from tools.interpret.tokens import token_cell, token_text
 
 DEMO = (
@@ -21,11 +22,13 @@ FIT_ROWS, FIT_TOKENS = 4, 128  # of a step of the tuned lens: 300 of them take a
 
 def show(model, text, given, console) -> Document:
     """One text through the lens: the table of one position, or of all beside each other."""
-    ids, counter = ids_of(model, text, console), Counter()
+    target, counter = None, Counter()
+    if given["target"] is not None:
+        text, (target, *_), _ = continued(model, text, given["target"], console)
+    ids = ids_of(model, text, console)
     tokens = torch.tensor([ids], device=model.params["embed"]["w"].device)
     position = where(given["position"], len(ids))
     tuned = tuned_lens(model, given, console) if given["lens"] == "tuned" else None
-    target = target_of(model, text, given["target"], console)
     k = min(given["top_k"], model.config.n_vocab)
     found = logit_lens(model.params, model.config, tokens, target, temperature=given["temperature"], k=k, tuned=tuned)
     counter.n_rows += 1
@@ -48,19 +51,6 @@ def where(position, n_tokens) -> int | None:
     if not -n_tokens <= position < n_tokens:
         raise ValueError(f"position: expected {-n_tokens} to {n_tokens - 1} in this text, got {position}")
     return position % n_tokens
-
-
-def target_of(model, text, target, console) -> int | None:
-    """The id that --target means, as a continuation of the text: its first token, which is named."""
-    if target is None:
-        return None
-    apart = text[-1:].isspace() or target[:1].isspace()
-    ids = model.tokenizer.encode(target if apart else f" {target}")
-    if not ids:
-        raise ValueError("target: expected at least one token, got an empty text")
-    more = f", the first of {len(ids)}" if len(ids) > 1 else ""
-    console.print(Text(f"target: {token_text(model.tokenizer, ids[0])}{more}"))
-    return ids[0]
 
 
 def tuned_lens(model, given, console) -> dict:
