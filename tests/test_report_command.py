@@ -58,6 +58,16 @@ def test_the_demo_shows_every_tool(house):
     assert (house / "again.html").read_bytes() == (house / "demo.html").read_bytes()
 
 
+def test_the_heads_are_those_of_the_command(house):
+    """The same sequences and intervals. Seen to fail with sequences of the report's own."""
+    for words in (("report", "--text", "abc", "--out"), ("induction-heads", "--html")):
+        done = typed(f"interpret.{words[0]}", "--run", "tiny", *words[1:], f"{words[0]}.html", cwd=house)
+        assert (done.status, done.stderr) == (0, "")
+    (page, _), (command, _) = (panels_of(house / f"{name}.html") for name in ("report", "induction-heads"))
+    name = "Heads on random repeats"
+    assert page[name]["scores"] == command[name]["scores"]
+
+
 def test_a_demo_whose_answers_begin_alike_is_not_patched(house):
     done = typed("interpret.report", "--run", "tiny", "--demo", "--out", "bytes.html", cwd=house)
     assert (done.status, done.stderr) == (0, "")

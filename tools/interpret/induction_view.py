@@ -35,7 +35,7 @@ def show(given) -> int:
     """The command: scores now, or with --history over every saved step."""
     check(given)
     console, model = open_console(given), load(given)
-    groups, counter = sequences(model, given), Counter()
+    groups, counter = sequences(model, given["num_sequences"], given["seq_length"], given["seed"]), Counter()
     console.print(Text.assemble((model.name, "bold"), f": {told(groups)}"), soft_wrap=True)
     work = show_history if given["history"] else show_heads
     document = work(model, groups, given, console, counter)
@@ -55,20 +55,20 @@ def check(given) -> None:
         raise ValueError(f"svg: expected a file in a folder that is there, got {given['svg']}")
 
 
-def sequences(model, given) -> list:
+def sequences(model, n, length, seed) -> list:
     """The groups of repeats: a fifth of the sequences is half as long, so that an offset that stays can be told.
 
     Ids without bytes, special ones among them, are left out; the end of text begins each sequence.
     """
-    config, words, n = model.config, model.tokenizer, given["num_sequences"]
+    config, words = model.config, model.tokenizer
     silent = (words.n_bytes == 0).nonzero()[:, 0].tolist()
-    length = given["seq_length"] or max(2, min(LENGTH, (config.n_context - 1) // 2))
+    length = length or max(2, min(LENGTH, (config.n_context - 1) // 2))
     n_short = n // 5 if n >= 10 and length >= 4 else 0
     sizes = [(n - n_short, length), *([(n_short, length // 2)] if n_short else [])]
     place = model.params["embed"]["w"].device
     found = []
     for count, size in sizes:
-        stream = device.generator(given["seed"], "induction", size)
+        stream = device.generator(seed, "induction", size)
         group = repeats(config, count, size, generator=stream, bos=words.eot, exclude=silent)
         found.append(group._replace(tokens=group.tokens.to(place)))
     return found

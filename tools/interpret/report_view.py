@@ -14,6 +14,7 @@ from gptcore.interpret.lens import logit_lens
 from gptcore.interpret.patching import sweep
 from gptcore.interpret.taps import record
 from tools.interpret import looking
+from tools.interpret.induction_view import sequences, told
 from tools.interpret.prompts import Case, case_of, last_logits, shared
 
 DEMO = {  # words that are whole tokens nearly everywhere, said twice, so that a head that copies has something to copy
@@ -23,7 +24,7 @@ DEMO = {  # words that are whole tokens nearly everywhere, said twice, so that a
     "foil": " line",
 }
 PAIR = ("clean", "corrupted", "target")
-N_SEQUENCES, LENGTH = 100, 40  # of the random probes, said twice
+N_SEQUENCES = 100  # random ones, said twice: those of interpret.induction-heads
 SITES = ("resid_pre", "attn.out", "mlp.out")  # by position; attn.z by head
 IN_TABLE = ("block", "attn.out", "mlp.out", "resid_post")
 LAST = {"positions": [-1]}  # the whole stream gives all back by construction: it is patched at the end only
@@ -114,25 +115,21 @@ def about(loaded, shown, given) -> report.Panel:
 
 def heads(loaded, tokens, shown, given, counter) -> list[report.Panel]:
     """Scores on random tokens said twice, scores on the text, and the patterns."""
-    params, config, words = loaded.params, loaded.config, loaded.tokenizer
-    draw = torch.Generator().manual_seed(given["seed"])
-    panels, most = [], (config.n_context - 1) // 2
-    if most >= 2:
-        group = induction.repeats(
-            config, N_SEQUENCES, min(LENGTH, most), generator=draw, bos=words.eot, exclude=words.special.values()
-        )
-        group = group._replace(tokens=group.tokens.to(tokens.device))
-        found = induction.summarise(induction.scan(params, config, group), generator=draw)
+    params, config, panels = loaded.params, loaded.config, []
+    if config.n_context >= 5:  # the end of text, and two tokens twice
+        groups = sequences(loaded, N_SEQUENCES, None, given["seed"])
+        draw = device.generator(given["seed"], "induction", "intervals")
+        found = induction.summarise(induction.scan(params, config, *groups), generator=draw)
         gain = f"{found.gain.value:.2f} nats a token ({found.gain.low:.2f} to {found.gain.high:.2f})"
         note = (
-            f"{N_SEQUENCES} sequences of {group.length} random tokens, said twice. The second time the loss is lower "
-            f"by {gain}: what a head does shows in its score, what all of them achieve in this number."
+            f"{told(groups)}. The second time the loss is lower by {gain}: what a head does shows in its score, what "
+            "all of them achieve in this number."
         )
         panels.append(report.head_scores("Heads on random repeats", found.scores, notes=[note]))
         counter.n_rows += N_SEQUENCES
     if tokens.shape[1] < 2:
         return panels
-    scores = attention.head_scores(params, config, tokens, generator=draw)
+    scores = attention.head_scores(params, config, tokens)
     note = "One text gives no interval. A head gets every label that holds; without any it is mixed."
     panels.append(report.head_scores("Heads on this text", scores, notes=[note]))
     tap, seen = record(config, ["blocks.*.attn.pattern", "blocks.*.attn.v"])
