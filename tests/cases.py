@@ -7,6 +7,7 @@ each kernel.
 from typing import NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcore import tree
 from gptcore.config import ARCHITECTURES, architecture
@@ -56,6 +57,17 @@ def random_params(config, dtype=torch.float64, seed=0):
 def random_tokens(config, rows=3, length=40, seed=1):
     """Token ids (rows, length) below n_vocab."""
     return torch.randint(config.n_vocab, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+class Rows(TorchDispatchMode):
+    """Counts the rows of token ids that are embedded, whoever asks for it."""
+
+    n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.embedding.default:
+            self.n += len(args[1])
+        return function(*args, **(kwargs or {}))
 
 
 def recorder(names=None):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CONFIGS, random_params, random_tokens
+from cases import CONFIGS, Rows, random_params, random_tokens
 from models import hand_built
 
 from gptcore import forward, generator
@@ -132,6 +132,16 @@ def test_an_estimate_is_the_derivative_along_the_difference(config):
             continue
         cell = {("position",): (3,), ("position", "head"): (3, 0), ("head", "query", "key"): (0, 8, 7)}[AXES[site]]
         close(found[site][(layer, *cell)], derivative(f"blocks.{layer}.{site}", (every, *cell)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "n"), [(0, 2), (3, 7)])
+def test_all_sites_take_a_few_forwards(steps, n):
+    """Two and a backward pass at the corrupt run, however many sites there are. Seen to fail with a third."""
+    config = CONFIGS["gpt2"]
+    params, (clean, corrupt) = random_params(config), pair(config)
+    with Rows() as rows:
+        gradient_effects(params, config, clean, corrupt, logit(TARGET), ["attn.z", "mlp.out", "embed"], steps=steps)
+    assert rows.n == n * len(clean)
 
 
 def test_estimates_are_summed_as_a_sweep_tells_cells_apart():

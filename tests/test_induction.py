@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from cases import CONFIGS, random_params, random_tokens
+from cases import CONFIGS, Rows, random_params, random_tokens
 from models import hand_built, repeat_loss
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcore import forward, generator, init_params, nats
 from gptcore.config import architecture
@@ -38,17 +37,6 @@ every_config = pytest.mark.parametrize("config", HEADED.values(), ids=HEADED.key
 
 def close(got, wanted, atol=1e-10):
     torch.testing.assert_close(got, torch.as_tensor(wanted, dtype=got.dtype), rtol=0, atol=atol)
-
-
-class Rows(TorchDispatchMode):
-    """Counts the rows of token ids that are embedded, whoever asks for it."""
-
-    n = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten.embedding.default:
-            self.n += len(args[1])
-        return function(*args, **(kwargs or {}))
 
 
 # -------------------------------------------------------------------------------------------------------- the sequences

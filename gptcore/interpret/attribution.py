@@ -189,7 +189,7 @@ def gradient_effects(params, config, clean, corrupt, metric, sites, *, position=
 
     (a_clean - a_corrupt) times the metric's gradient, summed over a cell: the gradient at the corrupt run with steps 0
     (attribution patching, 2 forwards and 1 backward for all sites), else its mean over that many midpoints of the way
-    from the corrupt to the clean embeddings (integrated gradients; steps forwards and backwards). At the embedding that
+    from the corrupt to the clean embeddings (integrated gradients; steps + 4 forwards). At the embedding that
     converges to the exact effect; at later sites, whose values do not move along a line, an error stays whatever steps
     is. Prompts have equal lengths; sites are names of patching.AXES, and "embed".
     """
@@ -263,12 +263,15 @@ def layered(config, site) -> list[str]:
 def both(params, config, clean, corrupt, sites) -> dict:
     """{site: (its value in the clean run, in the corrupt run)}."""
     linked(config, clean, corrupt, None)
-    seen = []
-    for tokens in (clean, corrupt):
-        tap, one = record(config, sites)
-        residual(params, config, tokens, tap=tap)
-        seen.append(one)
-    return {site: (seen[0][site], seen[1][site]) for site in sites}
+    new, old = (values_of(params, config, tokens, sites) for tokens in (clean, corrupt))
+    return {site: (new[site], old[site]) for site in sites}
+
+
+def values_of(params, config, tokens, sites) -> dict[str, Tensor]:
+    """{site: its value} of one run."""
+    tap, seen = record(config, sites)
+    residual(params, config, tokens, tap=tap)
+    return seen
 
 
 def path_points(params, config, clean, corrupt, steps):
@@ -295,11 +298,14 @@ def slopes_at(params, config, tokens, metric, position, names, edit):
 
 def differences_and_slopes(params, config, clean, corrupt, metric, names, position, steps):
     """({site: a_clean - a_corrupt}, {site: mean gradient})."""
+    linked(config, clean, corrupt, None)
     slope = dict.fromkeys(names, 0.0)
     for weight, edit in path_points(params, config, clean, corrupt, steps):
-        found, _ = slopes_at(params, config, corrupt, metric, position, names, edit)
+        found, seen = slopes_at(params, config, corrupt, metric, position, names, edit)
         slope = {name: slope[name] + weight * found[name] for name in names}
-    return {name: new - old for name, (new, old) in both(params, config, clean, corrupt, names).items()}, slope
+    new = values_of(params, config, clean, names)
+    old = values_of(params, config, corrupt, names) if steps else seen  # the one point was the corrupt run
+    return {name: new[name] - old[name] for name in names}, slope
 
 
 def reader_gradients(params, config, tokens, metric, position, edit) -> Tensor:

@@ -334,7 +334,7 @@ def show_estimates(model, cases, given, site, console, counter):
     metric, words = metric_of(model, case, given["metric"]), (model.params, model.config, case.clean, case.corrupt)
     found = summed(gradient_effects(*words, metric, [site], steps=given["steps"])[site], site, by)
     checked = check_largest(*words, site, metric, found, max(N_CHECKED, given["top_k"]), by=by)
-    counter.n_rows += 4 + max(1, given["steps"]) + len(checked.cells)
+    counter.n_rows += (given["steps"] + 4 if given["steps"] else 2) + 3 + len(checked.cells)
     rows = [
         [*map(str, cell), f"{e:+.3f}", f"{x:+.3f}"]
         for cell, e, x in zip(checked.cells, checked.estimate[:, 0], checked.exact[:, 0], strict=True)
@@ -364,8 +364,9 @@ def show_edges(model, cases, given, console, counter):
             continue
         sent = path_patch(*words, [writer], [reader], metric)
         exact[n] = (sent.patched[0, 0] - sent.corrupt[0]).item()
+        counter.n_rows += 3 if reader.site == "logits" else 4
         rows.append([label(writer), label(reader), f"{effect.flatten()[n]:+.3f}", f"{exact[n]:+.3f}"])
-    counter.n_rows += 2 + max(1, given["steps"]) + 4 * len(rows)
+    counter.n_rows += given["steps"] + 4 if given["steps"] else 3
     show_method(given, console)
     print_table(console, ["from", "to", "estimate", "measured"], rows, left=("from", "to"))
     cells = []
