@@ -116,8 +116,8 @@ def test_chunks_change_nothing(config, monkeypatch):
     ("options", "line"),
     [
         ({"temperature": 0}, "temperature: expected a number above 0, got 0"),
-        ({"k": 0}, "top_k: expected 1 to 61, got 0"),
-        ({"k": 62}, "top_k: expected 1 to 61, got 62"),
+        ({"k": 0}, "k: expected 1 to 61, got 0"),
+        ({"k": 62}, "k: expected 1 to 61, got 62"),
         ({"target": 61}, "target: expected ids below 61, got 61"),
         ({"target": torch.zeros(2, 2, dtype=torch.long)}, r"target: expected an id or ids \(3, 40\), got \(2, 2\)"),
         ({"sites": "x"}, "sites: expected resid or all, got 'x'"),

@@ -268,4 +268,8 @@ def test_patching_writes_a_page(call, home):
     page = (home / "patch.html").read_text(encoding="utf-8")
     data = json.loads(page.split('<script type="application/json"')[1].split(">", 1)[1].split("</script>")[0])
     (panel,) = [panel for panel in data["panels"] if panel["kind"] == "patching"]
-    assert len(panel["data"]) > 3
+    assert (panel["data"]["target"], panel["data"]["foil"]) == ("c", "d")
+    assert [(row[0], row[1], row[-1]) for row in panel["data"]["table"][1:]] == [
+        ("0", "0 %", "Minimal"),
+        ("1", "100 %", "Critical"),
+    ]

@@ -41,13 +41,14 @@ def logit_lens(params, config, tokens, target=None, *, temperature=1.0, sites="r
     """Read the stream of tokens (B,T) after every block, all rows and positions at once.
 
     target: an id or ids (B,T); default the next token of the text, which the last position has not. sites "all" reads
-    between attention and MLP too. tuned: what fit_tuned_lens returns. One forward and a head for each reading.
+    between attention and MLP too. tuned: what fit_tuned_lens returns. One forward and a head for each reading. Raises
+    ValueError for ids, a k or a temperature that cannot be.
     """
     model.check_tokens(tokens, config)
     if not temperature > 0:
         raise ValueError(f"temperature: expected a number above 0, got {temperature}")
     if not 1 <= k <= config.n_vocab:
-        raise ValueError(f"top_k: expected 1 to {config.n_vocab}, got {k}")
+        raise ValueError(f"k: expected 1 to {config.n_vocab}, got {k}")
     if tuned is not None and sites != "resid":
         raise ValueError(f"sites: expected resid with a tuned lens, which reads nothing else, got {sites!r}")
     target = targets_of(config, tokens, target)

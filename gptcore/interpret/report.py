@@ -270,7 +270,7 @@ def _with_heads(panel, kept):
     steps = base64.b64decode(data["patterns"])
     size = len(steps) // n
     data["patterns"] = base64.b64encode(b"".join(steps[i * size : (i + 1) * size] for i in kept)).decode()
-    missing = [f"L{layer}H{head}" for i, (layer, head) in enumerate(data["heads"]) if i not in set(kept)]
+    missing = [head_name(layer, head) for i, (layer, head) in enumerate(data["heads"]) if i not in set(kept)]
     for name in ("heads", "labels", "norms"):
         if data.get(name) is not None:
             data[name] = [plain(data[name][i]) for i in kept]

@@ -16,6 +16,7 @@ from gptcore.interpret.attention import (
     patterns,
     strength,
 )
+from gptcore.interpret.report import head_name
 from tools.interpret.looking import ENDS, Counter, Document, ids_of, print_table
 from tools.interpret.tokens import token_cell, token_text
 
@@ -97,11 +98,6 @@ def ask(name, n) -> int | None:
             return int(line)
 
 
-def name_of(layer, head) -> str:
-    """L2H0."""
-    return f"L{layer}H{head}"
-
-
 def show_strongest(found, console, k=5) -> None:
     """The k heads of the largest strength, a score at a time."""
     own = labels(found)
@@ -110,7 +106,7 @@ def show_strongest(found, console, k=5) -> None:
         for layer, head, number in find_heads(found, score, k):
             value, chance = (x[layer, head].item() for x in (found[score].value, found[score].chance))
             known = ", ".join(own[layer][head]) or "mixed"
-            rows.append([score, name_of(layer, head), f"{number:.2f}", f"{value:.2f}", f"{chance:.2f}", known])
+            rows.append([score, head_name(layer, head), f"{number:.2f}", f"{value:.2f}", f"{chance:.2f}", known])
     columns = ["score", "head", "beyond", "value", "chance", "labels"]
     print_table(console, columns, rows, left=("score", "head", "labels"), most=40)
     for score in RANKED:
@@ -130,7 +126,7 @@ def show_layer(found, layer, console) -> None:
     own = labels(found)[layer]
     rows = [
         [
-            name_of(layer, head),
+            head_name(layer, head),
             *(f"{strength(found, name)[layer, head]:.2f}" for name in RANKED),
             f"{found['keys'].value[layer, head]:.1f}",
         ]
@@ -139,7 +135,7 @@ def show_layer(found, layer, console) -> None:
     print_table(console, ["head", *RANKED, "keys"], rows, left=("head",))
     for head, known in enumerate(own):
         words = ", ".join(f"{label} {number:.2f}" for label, number in known.items()) or "mixed"
-        console.print(Text.assemble((name_of(layer, head), "bold"), f": {words}"))
+        console.print(Text.assemble((head_name(layer, head), "bold"), f": {words}"))
     say_how(console)
 
 
@@ -178,7 +174,7 @@ def show_pattern(model, ids, weights, layer, head, given, console) -> None:
     """A head's matrix, a row a query, then the last query's row along the text."""
     what = "value-weighted attention" if given["value_weighted"] else "attention"
     words = [token_cell(model.tokenizer, id, width=WIDTH) for id in ids]
-    title = f"{name_of(layer, head)}: {what} of each query (row) to each key (column)"
+    title = f"{head_name(layer, head)}: {what} of each query (row) to each key (column)"
     print_matrix(console, words, weights, given["threshold"], title)
     console.print(Text(f"█ > 0.5  ▓ > 0.3  ▒ > 0.1  · below {given['threshold']:g}"), style="#666666")
     line = Text.assemble("the last query, ", (token_text(model.tokenizer, ids[-1]), "bold"), ", looks at ")
@@ -192,7 +188,7 @@ def show_pattern(model, ids, weights, layer, head, given, console) -> None:
 def show_alike(weights, layer, console, most=8) -> None:
     """How far the heads of a layer look at the same keys; weights (H,T,T)."""
     alike = compare_heads(weights[:most, None])
-    columns = ["alike", *(name_of(layer, head) for head in range(len(alike)))]
+    columns = ["alike", *(head_name(layer, head) for head in range(len(alike)))]
     rows = [[name, *(f"{x:.2f}" for x in row)] for name, row in zip(columns[1:], alike.tolist(), strict=True)]
     print_table(console, columns, rows, left=("alike",), title=f"Heads of layer {layer} beside each other")
     console.print(Text("1: the same keys, 0: none in common."))

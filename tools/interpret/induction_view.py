@@ -20,7 +20,8 @@ from gptcore.interpret.induction import (
     strong,
     summarise,
 )
-from tools.interpret.attention_view import name_of, print_matrix
+from gptcore.interpret.report import head_name
+from tools.interpret.attention_view import print_matrix
 from tools.interpret.looking import Counter, Document, check_options, load, open_console, print_table, write
 from tools.interpret.picture import history_svg
 
@@ -120,18 +121,19 @@ def show_best(found, copies, k, console) -> None:
     rows = []
     for layer, head, number in find_heads(found.scores, "stripe", k):
         at = (layer, head)
-        known = (score.low[at], score.high[at])
-        interval = score._replace(low=known[0], high=known[1])
+        interval = score._replace(low=score.low[at], high=score.high[at])
         measured = (prefix[at], copies[at], found.copying[at], found.scores["stripe"].chance[at])
-        rows.append([name_of(*at), f"{number:.3f}", strong(number), bounds(interval), *(f"{x:.2f}" for x in measured)])
+        rows.append(
+            [head_name(*at), f"{number:.3f}", strong(number), bounds(interval), *(f"{x:.2f}" for x in measured)]
+        )
     columns = ["head", "induction", "", "95 % interval", "prefix", "copying", "raises", "chance"]
     print_table(console, columns, rows, left=("head", ""))
     console.print(Text("induction, prefix: attention beyond chance to what followed last time (the stripe, any copy)."))
     console.print(Text("copying: by the OV circuit's eigenvalues; raises: by the logits; both from -1 to 1."))
     for layer, head, j, number in found.shifted:
-        line = f"shifted induction (j = {j}): {name_of(layer, head)} looks there with {number:.2f} at both lengths."
+        line = f"shifted induction (j = {j}): {head_name(layer, head)} looks there with {number:.2f} at both lengths."
         console.print(Text(line))
-    best = ", ".join(f"{name_of(*at)} {number:.2f}" for *at, number in find_heads(found.scores, "previous", 3))
+    best = ", ".join(f"{head_name(*at)} {number:.2f}" for *at, number in find_heads(found.scores, "previous", 3))
     console.print(Text(f"previous-token heads: {best}"))
 
 
@@ -144,7 +146,7 @@ def show_pairs(pairs, console) -> None:
     for pair in pairs:
         lost = (pair.without_earlier.prefix, pair.without_earlier.gain, pair.without_later.gain)
         numbers = (pair.z, pair.previous, pair.copying, *lost, pair.composition, pair.baseline)
-        rows.append([f"{name_of(*pair.earlier)} → {name_of(*pair.later)}", *(f"{x:.2f}" for x in numbers)])
+        rows.append([f"{head_name(*pair.earlier)} → {head_name(*pair.later)}", *(f"{x:.2f}" for x in numbers)])
     columns = ["pair", "z", "previous", "copying", "-prefix", "-gain", "later's", "K-comp.", "random"]
     print_table(console, columns, rows, left=("pair",), title="Heads that feed the best one", gap=1)
     line = "z: K-composition beyond random heads. -prefix, -gain (nats): lost when the earlier head's output is that on"
@@ -164,7 +166,7 @@ def show_example(model, pair, console) -> int:
     found = patterns(model.params, model.config, tokens, layers=[pair.earlier[0], pair.later[0]])
     names = [Text(name) for name in "ABCDEABCDE"]
     for weights, (layer, head) in zip(found[:, 0], (pair.earlier, pair.later), strict=True):
-        print_matrix(console, names, weights[head], 0.1, f"{name_of(layer, head)} on A B C D E, twice")
+        print_matrix(console, names, weights[head], 0.1, f"{head_name(layer, head)} on A B C D E, twice")
     return 1
 
 
@@ -216,7 +218,7 @@ def show_history(model, groups, given, console, counter) -> Document:
     rows = []
     for step, found in picture:
         best = [find_heads(found.scores, name, 1)[0] for name in ("stripe", "previous")]
-        shown = [f"{name_of(*at)} {number:.2f}" for *at, number in best]
+        shown = [f"{head_name(*at)} {number:.2f}" for *at, number in best]
         gain = [f"{interval.value:.3f}" for interval in (found.second, found.gain)]
         rows.append([f"{step:,}", *gain, shown[0], strong(best[0][2]), shown[1], bounds(found.gain)])
     columns = ["step", "second", "gain", "induction", "", "previous", "95 % of the gain"]
@@ -238,7 +240,7 @@ def curves_of(picture) -> tuple[list[int], dict]:
     heads = [divmod(i, numbers["stripe"][0].shape[1]) for i in range(numbers["stripe"][0].numel())]
     curves = {
         ("induction" if name == "stripe" else name): (
-            COLOURS[name], {name_of(*at): [each[at].item() for each in numbers[name]] for at in heads}
+            COLOURS[name], {head_name(*at): [each[at].item() for each in numbers[name]] for at in heads}
         )
         for name in COLOURS
     }  # fmt: skip
