@@ -245,6 +245,28 @@ def test_the_cache_keeps_to_its_budget_and_to_what_is_planned(fineweb, tmp_path,
     )
 
 
+def test_a_plan_that_the_cache_cannot_hold_ends_in_one_line(fineweb, tmp_path, small):
+    """Seen to fail: while the tokenizer was still to be trained nobody knew the plan's shards, so each made room for
+    the next, and the first was fetched again without end."""
+    (tmp_path / "notes").write_bytes(bytes(400_000))
+    order = order_for(tmp_path, f"hf:{fineweb[0]}#sample-10BT", n_chunks=3, budget=600_000)
+    with pytest.raises(ValueError, match="cache-gb: expected at most"):
+        fetch.fetch_(order._replace(tokenizer="bpe:300", name="bpe:300"), lambda **facts: None)
+
+
+def test_members_of_a_mixture_make_no_room_for_each_other(fineweb, tmp_path, small):
+    """Seen to fail: with a budget for one of them, the second one's download removed the first one's shards."""
+    root, _ = fineweb
+    sources = [f"hf:{root}#sample-10BT", f"hf:{root}/#sample-10BT"]  # one text under two names
+    ways = {"tokens_per_epoch": 80_000, "mix": [1, 1], "cache": tmp_path, "budget": 150_000}
+    mixed = data.prepare(sources, "byte", **ways, **SIZES)
+    for part in mixed.downloads:
+        part.wait(part._ended.is_set)
+    for member in mixed.members:
+        assert (tmp_path / member.plan["folder"] / "train-00000.json").is_file()
+        member.download.close()
+
+
 @pytest.mark.parametrize(
     ("source", "field", "message"),
     [

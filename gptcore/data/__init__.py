@@ -151,6 +151,8 @@ def _mixed(sources, weights, tokenizer, n_context, ways):
     if len(sources) != len(weights) or len(sources) < 2:
         raise ValueError(f"mix: expected a weight for each of {len(sources)} sources, two at least, got {len(weights)}")
     n_all, total, members = ways.pop("tokens_per_epoch"), sum(shares(weights)), []
+    names = [f"{streams.open_stream(source).name}/" for source in sources if streams.is_stream(source)]
+    ways |= {"keep": (*ways["keep"], *names)}  # no member's shards make room for another's
     for source, count in zip(sources, shares(weights), strict=True):
         n_tokens = None if n_all is None else max(n_context + 2, n_all * count // total)
         member = prepare(source, tokenizer, n_context=n_context, tokens_per_epoch=n_tokens, **ways)

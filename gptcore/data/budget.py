@@ -59,15 +59,15 @@ def folder_bytes(folder) -> int:
 def evict_(cache, budget, keep=()) -> list[str]:
     """Remove training shards of streams, the one used longest ago first, until the cache holds at most budget bytes.
 
-    keep: shards, as "folder/train-00000" relative to the cache, that stay. Returns what went. Raises ValueError with
-    both sizes where nothing more may go.
+    keep: what stays, relative to the cache, "folder/train-00000" for a shard and "folder/" for all below. Returns what
+    went. Raises ValueError with both sizes where nothing more may go.
     """
     gone, size = [], folder_bytes(cache)
     if size <= budget:
         return gone
     for path in sorted(Path(cache).glob("*/*/train-*.json"), key=lambda path: path.stat().st_mtime):
         name = path.relative_to(cache).with_suffix("").as_posix()
-        if name in keep or not (path.parent / "chunks.json").is_file():
+        if name.startswith(tuple(keep)) or not (path.parent / "chunks.json").is_file():
             continue
         size -= remove_shard(path.parent, path.stem)
         gone.append(name)

@@ -43,7 +43,7 @@ class Order(NamedTuple):
     n_chunks: int  # chunks 0 .. n_chunks - 1 shall be there at the end
     n_shard: int  # training tokens that close a chunk
     budget: int | None = None  # bytes that the cache may hold
-    keep: tuple[str, ...] = ()  # shards, as paths relative to the cache, that stay
+    keep: tuple[str, ...] = ()  # shards beside these chunks', or folders of them, relative to the cache, that stay
 
 
 def folder_of(stream, tokenizer, n_shard) -> Path:
@@ -67,8 +67,10 @@ def fetch_(order, tell) -> None:
     (cache / stream.name).mkdir(parents=True, exist_ok=True)
     stream = pinned_(cache, stream)
     chosen, first_documents = tokenizer_(cache, stream, order.tokenizer, tell)
-    folder = cache / folder_of(stream, chosen, order.n_shard)
+    place = folder_of(stream, chosen, order.n_shard)
+    folder = cache / place
     folder.mkdir(exist_ok=True)
+    keep = (*order.keep, *(f"{place.as_posix()}/train-{number:05d}" for number in range(order.n_chunks)))
     tell(waiting=True)
     with only_writer(folder, patience=float("inf")):
         tell(waiting=False)
@@ -95,7 +97,7 @@ def fetch_(order, tell) -> None:
                 _put_row(folder, chunks, number, row)
                 tell(chunk=number)
                 if order.budget is not None:
-                    for name in evict_(cache, order.budget, order.keep):
+                    for name in evict_(cache, order.budget, keep):
                         tell(evicted=name)
                 if row["last"] or missing(folder, chunks, order.n_chunks) != number + 1:
                     break

@@ -86,11 +86,10 @@ def reopen_stream(plan, tokenizer, *, cache, budget=None, keep=(), watch=lambda 
     cache, folder, source = Path(cache), Path(cache) / plan["folder"], plan["sources"][0]
     stream = streams.open_stream(source, plan["text_field"])
     _, path = _tokenizer_(tokenizer, cache, stream)
-    planned = _planned(folder, cache, len(plan["groups"]))
     asked = Order(
         source=source, text_field=plan["text_field"], tokenizer=str(path), name=plan["tokenizer"]["name"],
         cache=str(cache), n_chunks=len(plan["groups"]), n_shard=plan["stream"]["n_shard"], budget=budget,
-        keep=(*keep, *planned),
+        keep=tuple(keep),
     )  # fmt: skip
     download = Download(asked, folder)
     download.watch = watch
@@ -194,14 +193,13 @@ def _download_(source, stream, tokenizer, n_tokens, cache, text_field, budget, k
     """(the download of a stream's first tokens, where its tokenizer is or will be, the tokenizer if it is there)."""
     chosen, path = _tokenizer_(tokenizer, cache, stream)
     name, n_shard = tokenizer if isinstance(tokenizer, str) else tokenizer.name, shard_size()
-    folder, planned, n_chunks = None, (), len(_rows(n_tokens, n_shard))
+    folder, n_chunks = None, len(_rows(n_tokens, n_shard))
     if chosen:
         _check_budget(chosen, n_tokens, budget, cache)
         folder = cache / folder_of(stream, chosen, n_shard)
-        planned = _planned(folder, cache, n_chunks)
     asked = Order(
         source=str(source), text_field=text_field, tokenizer=str(path) if chosen else name, name=name, cache=str(cache),
-        n_chunks=n_chunks, n_shard=n_shard, budget=budget, keep=(*keep, *planned),
+        n_chunks=n_chunks, n_shard=n_shard, budget=budget, keep=tuple(keep),
     )  # fmt: skip
     return Download(asked, folder), path, chosen
 
@@ -232,12 +230,6 @@ def _tokenizer_(tokenizer, cache, stream):
         path.parent.mkdir(parents=True, exist_ok=True)
         chosen.save(path)
     return chosen, path
-
-
-def _planned(folder, cache, n_chunks):
-    """The training shards of a plan as paths relative to the cache."""
-    place = folder.relative_to(cache).as_posix()
-    return tuple(f"{place}/train-{number:05d}" for number in range(n_chunks))
 
 
 def _n_train(chunk):
