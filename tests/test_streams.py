@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hub import serving, write_fineweb, write_wikitext
 
 from gptcore import data, tokenizer
 from gptcore.data import budget, corpora, download, fetch, mixture, shards, streamed, streams
+from gptcore.files import only_writer
 
 # Fetches in forks of one process, which has loaded the library once; each is killed after its time, 0 for never.
 FORKS = """
@@ -215,6 +217,64 @@ def test_a_hub_that_answers_nothing_ends_in_one_line(fineweb, tmp_path, small):
         with pytest.raises(ValueError, match=r"gave up after 2 tries: nothing came for 1 s"):
             got.wait_for_chunk(0)
         got.close()
+
+
+def test_a_process_that_never_gets_further_is_given_up(fineweb, tmp_path, small):
+    """Seen to fail: every process read the documents before the trouble again, which passed for progress."""
+    with serving(fineweb[0]) as hub:
+        small.setenv("HF_ENDPOINT", hub.address)
+        hub.trouble = lambda path: 0.2
+        order = order_for(tmp_path, "fineweb-edu")._replace(n_shard=10_000_000)
+        got = download.Download(order, folder_of(order), pauses=(0.1,))
+        killed = []
+
+        def kill(progress):
+            if got._child and got._child not in killed and progress.n_documents > 500 * len(killed):
+                killed.append(got._child)
+                got._child.kill()
+            assert len(killed) < 5
+
+        got.watch = kill
+        with pytest.raises(download.Lost, match=r"gave up after 2 tries: the process ended with status -9"):
+            got.wait_for_chunk(0)
+        got.close()
+
+
+def test_offline_a_missing_shard_is_told_at_once(fineweb, tmp_path, small):
+    with serving(fineweb[0]) as hub:
+        small.setenv("HF_ENDPOINT", hub.address)
+        dataset = data.prepare("fineweb-edu", "byte", cache=tmp_path, tokens_per_epoch=80_000, **SIZES)
+        dataset.download.wait_for_chunk(1)
+        dataset.download.close()
+    (tmp_path / dataset.plan["folder"] / "train-00001.bin").unlink()
+    small.setenv("HF_HUB_OFFLINE", "1")
+    again = data.reopen(dataset.plan, dataset.tokenizer, cache=tmp_path)
+    with pytest.raises(download.Lost, match=r"fineweb-edu from the hub, and the network is not to be used"):
+        again.batch(again.n_windows // 8 - 1)
+    assert again.download._child is None
+
+
+def test_what_the_hub_does_not_have_is_not_asked_for_again(fineweb, tmp_path, small):
+    with serving(fineweb[0]) as hub:
+        small.setenv("HF_ENDPOINT", hub.address)
+        with pytest.raises(ValueError, match=r"404"):
+            data.prepare("hf:no/such", "byte", cache=tmp_path, tokens_per_epoch=80_000, **SIZES)
+        assert sum(path == "/api/datasets/no/such" for _, path in hub.requests) == 1
+
+
+def test_a_writer_elsewhere_is_waited_for_aloud(fineweb, tmp_path, small):
+    order = order_for(tmp_path, f"hf:{fineweb[0]}#sample-10BT", n_chunks=1)
+    folder_of(order).mkdir(parents=True)
+    got, told = download.Download(order, folder_of(order)), threading.Event()
+    got.watch = lambda progress: told.set() if progress.trouble == "another process is writing there" else None
+    with only_writer(folder_of(order)):
+        got.start()
+        waiter = threading.Thread(target=got.wait_for_chunk, args=(0,))
+        waiter.start()
+        assert told.wait(60)
+    waiter.join(60)
+    assert not shards.broken(folder_of(order), shards.rows(folder_of(order), "train"))
+    got.close()
 
 
 def test_the_cache_keeps_to_its_budget_and_to_what_is_planned(fineweb, tmp_path, small):

@@ -61,7 +61,7 @@ def describe(progress) -> str:
     if progress.n_fetched and progress.n_chunks < progress.n_wanted:
         left = (progress.n_wanted - progress.n_chunks) * progress.seconds / progress.n_fetched
         line += f", about {duration(left)} left"
-    return line + (f" ({progress.trouble}; trying again)" if progress.trouble else "")
+    return line + (f" ({progress.trouble})" if progress.trouble else "")
 
 
 def entry_table(entries):

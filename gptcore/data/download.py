@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from . import shards
+from . import shards, streams
 from .fetch import Order, missing
 
 PATIENCE = 120.0  # seconds without a new document after which the process is killed
@@ -40,7 +40,7 @@ class Progress(NamedTuple):
     n_documents: int  # read by this process so far
     n_bytes: int  # of text
     seconds: float  # since its start
-    trouble: str  # what went wrong last; empty while all is well
+    trouble: str  # what it waits for, or what went wrong last; empty while all is well
 
 
 def is_offline() -> bool:
@@ -81,7 +81,7 @@ class Download:
         self.watch = lambda progress: None
         self._child, self._thread, self._closed, self._ended = None, None, threading.Event(), threading.Event()
         self._facts, self._chunks, self._trouble, self._failure, self._began = {}, set(), "", "", time.monotonic()
-        self._cleanup = None
+        self._cleanup, self._waiting = None, False
 
     def start(self) -> None:
         """Begin to fetch, unless it has begun."""
@@ -117,7 +117,8 @@ class Download:
         n_chunks = len(shards.read_chunks(self.folder)["rows"]) if self.folder and self.folder.is_dir() else 0
         facts, seconds = self._facts, time.monotonic() - self._began
         counts = n_chunks, len(self._chunks), self.order.n_chunks
-        return Progress(*counts, facts.get("n_documents", 0), facts.get("n_bytes", 0), seconds, self._trouble)
+        trouble = "another process is writing there" if self._waiting else self._trouble
+        return Progress(*counts, facts.get("n_documents", 0), facts.get("n_bytes", 0), seconds, trouble)
 
     def close(self) -> None:
         """End the process. What was whole stays; what was not is fetched again another time."""
@@ -134,32 +135,43 @@ class Download:
     # ------------------------------------------------------------------------------------------ in the thread
 
     def _run(self):
-        tries = 0
+        self._failure = f"data: expected more of {self.order.source}, got an error in watching its download"
+        try:
+            self._failure = self._fetch()
+        finally:  # whoever waits learns of every end
+            self._ended.set()
+
+    def _fetch(self):
+        """Process after process; why there will be no more, empty if nothing more is needed."""
+        if is_offline() and not os.path.isdir(streams.open_stream(self.order.source).repository):
+            return f"data: expected {self.order.source} from the hub, and the network is not to be used"
+        tries, furthest = 0, 0  # documents read, by one process, since the last chunk
         while not self._closed.is_set():
-            before = self._facts.get("n_documents", 0), len(self._chunks)
+            n_documents, n_chunks = self._facts.get("n_documents", 0), len(self._chunks)
             end, error = self._one_process()
             if self._closed.is_set() or end == "done":
                 break
-            self._trouble = error
+            self._trouble = f"{error}; trying again"
             if end == "final":
-                self._failure = error
-                break
-            fetched = (self._facts.get("n_documents", 0), len(self._chunks)) != before
-            tries = 0 if fetched else tries + 1
+                return error
+            n_read, closed_one = self._facts.get("n_documents", 0) - n_documents, len(self._chunks) > n_chunks
+            tries = 0 if closed_one or n_read > furthest else tries + 1  # what is read a second time is nothing new
+            furthest = 0 if closed_one else max(furthest, n_read)
             if tries > len(self.pauses):
-                self._failure = f"data: expected {self.order.source} from the hub, gave up after {tries} tries: {error}"
-                break
+                return f"data: expected {self.order.source} from the hub, gave up after {tries} tries: {error}"
             self._closed.wait(self.pauses[max(0, tries - 1)])
-        self._ended.set()
+        return ""
 
     def _one_process(self):
         """(how it ended: done, failed or final; what it said)."""
         environment = os.environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "30", "HF_HUB_ETAG_TIMEOUT": "30"}
         environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-        words = [sys.executable, "-m", "gptcore.data.fetch", json.dumps(self.order._asdict())]
+        silent = "ignore::RuntimeWarning:runpy"  # which says that the package has loaded its module fetch before
+        words = [sys.executable, "-W", silent, "-m", "gptcore.data.fetch", json.dumps(self.order._asdict())]
         child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment, start_new_session=True,  # Ctrl-C is for us: a chunk that is nearly there may still come
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+            errors="replace", env=environment,
+            start_new_session=True,  # Ctrl-C is for us: a chunk that is nearly there may still come
         )  # fmt: skip
         self._child, lines = child, queue.Queue()
         self._cleanup = weakref.finalize(self, _end, child)
@@ -181,6 +193,7 @@ class Download:
             end, error = facts.pop("end", end), facts.pop("error", error)
             now = [facts.get(name, 0) for name in ("n_documents", "n_bytes")] if facts else seen
             if facts:
+                self._waiting = facts["waiting"]
                 self._facts = {name: before.get(name, 0) + facts.get(name, 0) for name in ("n_documents", "n_bytes")}
             if now != seen or facts.get("waiting"):
                 seen, since = now, time.monotonic()

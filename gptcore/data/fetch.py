@@ -29,6 +29,7 @@ from .budget import evict_
 
 N_TRAINING = 20_000_000  # bytes of training text, the first of the stream, from which a BPE learns
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk: nothing that trying again would mend
+REFUSED = (401, 403, 404)  # by the hub: it does not have that, or not for us
 N_AHEAD = 2  # batches of documents that are read before they are encoded
 
 
@@ -204,8 +205,13 @@ def ahead(iterator, n_ahead=N_AHEAD):
 
 
 def is_final(error) -> bool:
-    """Would it be the same another time? Then nobody tries again: what was asked for is wrong, or the disk is full."""
-    return isinstance(error, ValueError) or getattr(error, "errno", None) in FULL
+    """Would it be the same another time? Then nobody tries again: what was asked for is wrong or not there, a package
+    is missing, or the disk is full.
+    """
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, (ValueError, ImportError)) or status in REFUSED:
+        return True
+    return getattr(error, "errno", None) in FULL
 
 
 def words_of(error) -> str:
@@ -219,11 +225,14 @@ def words_of(error) -> str:
 def main(argv) -> int:
     """Fetch what the order, JSON, says. Lines on stdout: facts once a second and at each chunk, then how it ended."""
     order = Order(**json.loads(argv[0]))
+    output, sys.stdout = sys.stdout, sys.stderr  # what a library has to say is no fact
     facts, lock = {"n_documents": 0, "n_bytes": 0, "waiting": False}, threading.Lock()
 
     def say(**line):
         with lock:
-            print(json.dumps(line), flush=True)  # a parent that is gone breaks the pipe, and that ends this process
+            print(
+                json.dumps(line), file=output, flush=True
+            )  # a parent that is gone breaks the pipe, and that ends this process
 
     def tell(n_documents=0, n_bytes=0, waiting=None, **events):
         facts["n_documents"] += n_documents
