@@ -174,7 +174,7 @@ def test_a_trained_tokenizer_reads_nothing_twice(fineweb, tmp_path, small):
 
 
 def test_a_damaged_or_missing_shard_is_fetched_again_and_the_same(fineweb, tmp_path, small):
-    """A flipped byte, a cut file, a missing index; offline it is refused by name."""
+    """A flipped byte, a cut file, a missing index, missing counts."""
     root, _ = fineweb
     source = f"hf:{root}#sample-10BT"
     dataset = data.prepare(source, "byte", cache=tmp_path, tokens_per_epoch=100_000, **SIZES)
@@ -188,12 +188,33 @@ def test_a_damaged_or_missing_shard_is_fetched_again_and_the_same(fineweb, tmp_p
     path.write_bytes(bytes([before[path.name][0] ^ 1]) + before[path.name][1:])
     (folder / "train-00002.bin").write_bytes(before["train-00002.bin"][:-10])
     (folder / "train-00000.idx").unlink()
+    (folder / "val-00001.json").unlink()
     again = data.reopen(dataset.plan, dataset.tokenizer, cache=tmp_path)
     for step, batch in zip((0, last), wanted, strict=True):
         assert torch.equal(again.batch(step)[0], batch)
     again.download.wait_for_chunk(1)
     again.download.close()
     assert {name: content for name, content in contents(folder).items() if name in before} == before
+
+
+@pytest.mark.parametrize("content", ['{"about": {}, "own"', "[]", "{}", "\xff"])
+def test_a_damaged_list_of_chunks_is_named_and_can_be_deleted(fineweb, tmp_path, small, content):
+    source = f"hf:{fineweb[0]}#sample-10BT"
+    dataset = data.prepare(source, "byte", cache=tmp_path, tokens_per_epoch=20_000, **SIZES)
+    dataset.download.close()
+    path = tmp_path / dataset.plan["folder"] / "chunks.json"
+    path.write_bytes(content.encode("latin-1"))
+    message = r"chunks\.json: expected .*; without this file its shards are fetched again"
+    for reads in (
+        lambda: data.prepare(source, "byte", cache=tmp_path, tokens_per_epoch=20_000, **SIZES),
+        lambda: budget.entries(tmp_path),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reads()
+    path.unlink()
+    again = data.prepare(source, "byte", cache=tmp_path, tokens_per_epoch=20_000, **SIZES)
+    again.download.close()
+    assert again.plan == dataset.plan
 
 
 def test_without_a_network_it_is_told_at_once(tmp_path, small):

@@ -7,9 +7,10 @@ out, and what was made of the user's own files is never forgotten.
 import json
 import os
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
-from .shards import FILES
+from .shards import FILES, read_chunks, read_manifest
 
 
 class Entry(NamedTuple):
@@ -29,8 +30,8 @@ def entries(cache) -> list[Entry]:
     """Every folder of shards in the cache, by name."""
     found = []
     for path in sorted([*Path(cache).glob("*/*/manifest.json"), *Path(cache).glob("*/*/chunks.json")]):
-        folder, about = path.parent, json.loads(path.read_text(encoding="utf-8"))
-        is_stream = path.name == "chunks.json"
+        folder, is_stream = path.parent, path.name == "chunks.json"
+        about = read_chunks(folder) if is_stream else read_manifest(folder)
         facts = about["about"] if is_stream else about
         n_tokens, n_shards = {}, 0
         for row in _rows(folder):
@@ -53,7 +54,7 @@ def entries(cache) -> list[Entry]:
 
 def folder_bytes(folder) -> int:
     """The size of every file below a folder."""
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return sum(_size(path) for path in Path(folder).rglob("*"))
 
 
 def evict_(cache, budget, keep=()) -> list[str]:
@@ -65,7 +66,7 @@ def evict_(cache, budget, keep=()) -> list[str]:
     gone, size = [], folder_bytes(cache)
     if size <= budget:
         return gone
-    for path in sorted(Path(cache).glob("*/*/train-*.json"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(Path(cache).glob("*/*/train-*.json"), key=_last_use):
         name = path.relative_to(cache).with_suffix("").as_posix()
         if name.startswith(tuple(keep)) or not (path.parent / "chunks.json").is_file():
             continue
@@ -83,15 +84,30 @@ def remove_shard(folder, name) -> int:
     n_bytes = 0
     for kind in ("json", *FILES):
         path = Path(folder) / f"{name}.{kind}"
-        if path.exists():
-            n_bytes += path.stat().st_size
-            path.unlink()
+        n_bytes += _size(path)
+        path.unlink(missing_ok=True)
     return n_bytes
 
 
 def touch(folder, name) -> None:
     """Remember that a shard was used now."""
     os.utime(Path(folder) / f"{name}.json")
+
+
+def _size(path):
+    """Bytes of a file; 0 for a folder, and for what another process has just renamed or removed."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return 0
+    return stat.st_size if S_ISREG(stat.st_mode) else 0
+
+
+def _last_use(path):
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # removed by another process: there is nothing left to remove
+        return float("inf")
 
 
 def _rows(folder):

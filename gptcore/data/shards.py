@@ -189,10 +189,23 @@ def rows(folder, side="") -> list[dict]:
 
 
 def read_chunks(folder) -> dict:
-    """What chunks.json tells of a stream's folder: {"about", "own": {side: [row]}, "rows": [chunk]}; see fetch.py."""
+    """What chunks.json tells of a stream's folder: {"about", "own": {side: [row]}, "rows": [chunk]}; see fetch.py.
+
+    Raises ValueError naming the file where it is damaged.
+    """
     path = Path(folder) / "chunks.json"
     empty = {"about": {}, "own": {}, "rows": []}
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
+    if not path.is_file():
+        return empty
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: expected JSON, got {error}; without this file its shards are fetched again"
+        ) from error
+    if not isinstance(found, dict) or found.keys() != empty.keys():
+        raise ValueError(f"{path}: expected the rows of chunks; without this file its shards are fetched again")
+    return found
 
 
 def write_chunks(folder, chunks) -> None:
@@ -204,6 +217,8 @@ def broken(folder, wanted) -> list[str]:
     """What is wrong with the shards that the rows describe, a line each: missing or changed files."""
     found = []
     for row in wanted:
+        if not (path := Path(folder) / f"{row['name']}.json").is_file():
+            found.append(f"{path}: expected the shard's counts, got no file")
         for kind, sha256 in row["sha256"].items():
             path = Path(folder) / f"{row['name']}.{kind}"
             got = "no file"
