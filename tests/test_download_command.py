@@ -112,6 +112,21 @@ def test_a_full_disk_stops_it_with_one_line_and_loses_nothing(fineweb, tmp_path)
     assert list((tmp_path / "data").glob("*/*/train-00003.json"))
 
 
+def test_doctor_tries_a_stream_and_needs_the_network_once(fineweb, tmp_path):
+    with serving(fineweb) as hub:
+        first = typed("doctor", "--data", "fineweb-edu", cwd=tmp_path, **surroundings(tmp_path, hub.address))
+    assert (first.status, first.stderr) == (0, "")
+    assert "of inputs (256,) and targets (256,)" in first.stdout
+    again = typed("doctor", "--data", "fineweb-edu", cwd=tmp_path, **surroundings(tmp_path))
+    assert (again.status, again.stderr) == (0, "")
+    facts = [
+        [line for line in done.stdout.splitlines() if line.startswith(("ids ", "text "))] for done in (first, again)
+    ]
+    assert len(facts[0]) == 2
+    assert facts[0] == facts[1]
+    assert typed("doctor", "--data", "notes.txt", cwd=tmp_path).status == 2
+
+
 def test_without_a_network_one_line_says_what_to_do(tmp_path):
     began = time.monotonic()
     done = typed("train", "--mode", "quick", "--data", "fineweb-edu", cwd=tmp_path, **surroundings(tmp_path))

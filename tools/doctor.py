@@ -5,24 +5,61 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import socket
 import sys
-import threading
+import time
 from pathlib import Path
 
 import click
 
+N_TRIED = 10_000  # tokens that --data fetches
+
 
 @click.command()
-def doctor():
+@click.option("--data", metavar="SOURCE", help="Fetch a little of this stream instead, and read it from the cache.")
+@click.option(
+    "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
+)
+def doctor(data, cache):
     """Look at this machine: a line for everything that gptcore can use, and what works without what is missing."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console()
+    if data:
+        return try_data(console, data, cache)
     for name, fine, text in examine():
         mark = ("ok", "green") if fine else ("--", "yellow")
         console.print(Text.assemble(mark, f"  {name:<14}{text}"), soft_wrap=True)
+
+
+def try_data(console, source, cache) -> None:
+    """The first N_TRIED tokens of a stream, fetched, then read again from the cache, which asks nobody."""
+    from gptcore.data import budget, order, shards, streamed, streams
+    from gptcore.tokenizer import named
+    from tools import fetching
+
+    if not streams.is_stream(source):
+        raise ValueError(f"data: expected {', '.join(streams.STREAMS)} or hf:REPOSITORY, got {source}")
+    os.environ[streamed.OWN_SIZE] = str(N_TRIED)  # shards of its own, so that a little is enough
+    words, seconds = named("cl100k_base"), []
+    for _ in range(2):
+        began = time.perf_counter()
+        with fetching.shown(console, f"Fetching {N_TRIED:,} tokens of {source}") as watch:
+            entry = streamed.fetch_all(source, words, N_TRIED, cache=cache, watch=watch)
+        folder = Path(cache, entry.folder)
+        windows = order.concat(shards.open_shard(folder, shards.rows(folder, "train")[0]), 256, words.eot)
+        inputs, targets = windows.read(0)
+        seconds.append(time.perf_counter() - began)
+    first = inputs[:10].tolist()
+    lines = {
+        "sequences": f"{windows.n} of inputs {inputs.shape} and targets {targets.shape}",
+        "ids": ", ".join(map(str, first)),
+        "text": repr(words.decode(first)),
+        "seconds": f"{seconds[0]:.2f}, then from the cache {seconds[1]:.3f}, {seconds[0] / seconds[1]:.0f} times faster",
+    }
+    for name, text in lines.items():
+        console.print(f"{name:<11}{text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(fetching.entry_table(budget.entries(cache)))
 
 
 def examine():
@@ -101,6 +138,8 @@ def compile_error() -> str:
 
 def files():
     """What is on the disk, and whether the hub can be reached for more."""
+    from gptcore.data.download import OFFLINE, hub_reachable, is_offline
+
     for name in ("runs", "data"):
         size, free = folder_size(Path(name)), shutil.disk_usage(".").free
         yield f"{name}/", True, f"{size / 1e9:.2f} GB, {free / 1e9:.0f} GB free"
@@ -110,9 +149,9 @@ def files():
         bool(encoding),
         encoding or "not here and fetched when needed; --tokenizer bpe:4096 needs nothing",
     )
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    hub = not offline and reachable("huggingface.co")
-    missing = "HF_HUB_OFFLINE=1" if offline else "not reached in 3 seconds"
+    hub = hub_reachable()
+    forbidden = next((f"{name}={os.environ[name]}" for name in OFFLINE if os.environ.get(name, "0") != "0"), "")
+    missing = forbidden if is_offline() else "not reached in 3 seconds"
     yield "hub", hub, "reached" if hub else f"{missing}: --data python-docs and your own files work without it"
 
 
@@ -127,21 +166,6 @@ def cl100k_base() -> str:
 
     path = tokenizer.find_file(*tokenizer.CL100K_FILE)
     return f"in {path.parent}" if path else ""
-
-
-def reachable(host, seconds=3) -> bool:
-    """Does the host answer in time? In a thread, because looking up a name has no time limit of its own."""
-    answers = []
-
-    def ask():
-        with contextlib.suppress(OSError):
-            socket.create_connection((host, 443), timeout=seconds).close()
-            answers.append(True)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(answers)
 
 
 def terminal():
