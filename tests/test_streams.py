@@ -161,6 +161,31 @@ def test_training_begins_with_the_first_shard_and_reads_the_others_as_they_come(
         assert torch.equal(one, other)
 
 
+def test_bestfit_knows_a_planned_streams_sequences_without_it(fineweb, tmp_path, small):
+    """Seen to fail: to read what a run has held out, all that it was trained on was fetched again."""
+    ways = {"cache": tmp_path, "tokens_per_epoch": 60_000, "packing": "bestfit", **SIZES}
+    with serving(fineweb[0]) as hub:
+        small.setenv("HF_ENDPOINT", hub.address)
+        dataset = data.prepare("fineweb-edu", "byte", **ways)
+        dataset.download.close()
+        folder, plan = tmp_path / dataset.plan["folder"], json.loads(json.dumps(dataset.plan))
+        wanted = dataset.batch(3)
+        for path in folder.glob("train-*"):
+            path.unlink()
+        again = data.reopen(plan, dataset.tokenizer, cache=tmp_path)
+        assert (again.n_windows, again.validation) == (dataset.n_windows, dataset.validation)
+        assert not list(folder.glob("train-*"))
+        for path in folder.glob("val-*"):
+            path.unlink()
+        with pytest.raises(ValueError, match=r"val-00000\.json: expected the shard's counts, got no file"):
+            data.reopen(plan, dataset.tokenizer, cache=tmp_path, fetch=False)
+        again = data.reopen(plan, dataset.tokenizer, cache=tmp_path)  # fetches the chunk that holds it, and no more
+        assert [path.name for path in folder.glob("train-*.json")] == ["train-00000.json"]
+        for one, other in zip(again.batch(3), wanted, strict=True):
+            assert torch.equal(one, other)
+        again.download.close()
+
+
 def test_a_trained_tokenizer_reads_nothing_twice(fineweb, tmp_path, small):
     root, texts = fineweb
     dataset = data.prepare(f"hf:{root}#sample-10BT", "bpe:300", cache=tmp_path, tokens_per_epoch=30_000, **SIZES)

@@ -55,7 +55,7 @@ def try_data(console, source, cache) -> None:
         "sequences": f"{windows.n} of inputs {inputs.shape} and targets {targets.shape}",
         "ids": ", ".join(map(str, first)),
         "text": repr(words.decode(first)),
-        "seconds": f"{seconds[0]:.2f}, then from the cache {seconds[1]:.3f}, {seconds[0] / seconds[1]:.0f} times faster",
+        "seconds": f"{seconds[0]:.2f}, then {seconds[1]:.3f} from the cache: a factor of {seconds[0] / seconds[1]:.0f}",
     }
     for name, text in lines.items():
         console.print(f"{name:<11}{text}", markup=False, highlight=False, soft_wrap=True)

@@ -106,11 +106,11 @@ def read_text(model, given) -> list[Document]:
     return [Document(words.decode(tokens), list(tokens), size) for tokens, size in held_out]
 
 
-def own_text(model, given) -> data.Dataset:
+def own_text(model, given, *, fetch=True) -> data.Dataset:
     """The text that the model's run was trained on. Raises ValueError where there is none, or it is not here."""
     if not model.run.get("plan"):
         raise ValueError(f"data: expected --data for {model.name}, which has no text of its own, got none")
-    return data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"])
+    return data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"], fetch=fetch)
 
 
 def train_text(model, given, n_tokens) -> list[Document]:
@@ -270,7 +270,7 @@ def counts(model, given):
     """How often each id came in training; None where the run's text is not here."""
     total = torch.zeros(model.config.n_vocab, dtype=torch.long)
     try:
-        for shard in own_text(model, given).training_shards():
+        for shard in own_text(model, given, fetch=False).training_shards():
             total += torch.bincount(torch.from_numpy(shard.tokens.astype("int64")), minlength=len(total))
     except ValueError:  # the verdict then does without token frequencies
         return None

@@ -75,13 +75,19 @@ def prepare_stream(
     }
     late = n_chunks - n_there
     notes = (f"{stream.name}: {late} of {n_chunks} shards arrive while it trains",) if late > 0 else ()
-    return open_plan(plan, chosen, cache, download, notes)
+    dataset = open_plan(plan, chosen, cache, download, notes)
+    if packing != "concat":
+        for (row,), (windows,) in zip(plan["groups"], dataset.groups, strict=True):
+            row["n_windows"] = windows.n
+    return dataset
 
 
-def reopen_stream(plan, tokenizer, *, cache, budget=None, keep=(), watch=lambda progress: None) -> Dataset:
+def reopen_stream(
+    plan, tokenizer, *, cache, budget=None, keep=(), watch=lambda progress: None, fetch=True
+) -> Dataset:  # fmt: skip
     """The dataset of a stream's plan. Shards that are missing or damaged are fetched again when they are read.
 
-    Raises ValueError where what is held out is missing and the hub is not within reach.
+    Raises ValueError where what is held out is missing and not to be fetched, or the hub is not within reach.
     """
     cache, folder, source = Path(cache), Path(cache) / plan["folder"], plan["sources"][0]
     stream = streams.open_stream(source, plan["text_field"])
@@ -93,9 +99,18 @@ def reopen_stream(plan, tokenizer, *, cache, budget=None, keep=(), watch=lambda 
     )  # fmt: skip
     download = Download(asked, folder)
     download.watch = watch
-    if shards.broken(folder, plan["validation"]):
-        _begin(download, stream, len(plan["groups"]))
-        download.wait(lambda: not shards.broken(folder, plan["validation"]))
+    if faults := shards.broken(folder, plan["validation"]):
+        if not fetch:
+            raise ValueError(faults[0])
+        first = Download(asked._replace(n_chunks=1), folder)  # holds it; the others are for whoever trains
+        first.watch = watch
+        try:
+            _begin(first, stream, 1)
+            first.wait_for_end()
+        finally:
+            first.close()
+        if faults := shards.broken(folder, plan["validation"]):
+            raise ValueError(f"{faults[0]}, fetched again: {source} has changed since the run was planned")
     return open_plan(plan, tokenizer, cache, download)
 
 
@@ -105,9 +120,10 @@ def open_plan(plan, tokenizer, cache, download, notes=()) -> Dataset:
     parts = [Part(download, folder, number, row, pack, plan["n_context"], tokenizer.eot)
              for number, (row,) in enumerate(plan["groups"])]  # fmt: skip
     if plan["packing"] == "concat":  # as many sequences as the tokens say, whatever they are
-        windows = [[order.Windows(-(-(part.row["n_tokens"] - 1) // plan["n_context"]), part.read)] for part in parts]
-    else:
-        windows = [[part.windows()] for part in parts]
+        counts = [-(-(part.row["n_tokens"] - 1) // plan["n_context"]) for part in parts]
+    else:  # the documents decide, so a new plan waits for all of them, and keeps the counts
+        counts = [part.row.get("n_windows") or part.windows().n for part in parts]
+    windows = [[order.Windows(n, part.read)] for n, part in zip(counts, parts, strict=True)]
     held_out = [shards.open_shard(folder, row) for row in plan["validation"]]
     return Dataset(plan, tokenizer, windows, held_out, notes, download, tuple(part.shard for part in parts))
 
