@@ -128,7 +128,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         hub, path = self.hub, unquote(urlsplit(self.path).path)
         api, files = f"/api/datasets/{hub.repository}", f"/datasets/{hub.repository}/resolve/{hub.revision}/"
         hub.requests.append((self.command, path))
-        if path in (api, f"{api}/revision/{hub.revision}"):
+        if path in (api, f"{api}/revision/{hub.revision}", f"{api}/revision/main"):
             return self.reply(json.dumps({"id": hub.repository, "sha": hub.revision, "siblings": []}).encode())
         if path.startswith(f"{api}/tree/{hub.revision}"):
             return self.tree(hub.root / path.removeprefix(f"{api}/tree/{hub.revision}").strip("/"))

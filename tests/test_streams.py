@@ -308,6 +308,19 @@ def test_what_the_hub_does_not_have_is_not_asked_for_again(fineweb, tmp_path, sm
         assert sum(path == "/api/datasets/no/such" for _, path in hub.requests) == 1
 
 
+def test_a_branch_becomes_a_commit_and_a_proxy_is_asked(fineweb, tmp_path, small):
+    with serving(fineweb[0]) as hub:
+        small.setenv("HF_ENDPOINT", hub.address)
+        source = f"hf:{hub.repository}@main#sample-10BT"
+        dataset = data.prepare(source, "byte", cache=tmp_path, tokens_per_epoch=20_000, **SIZES)
+        dataset.download.close()
+        assert dataset.plan["about"]["revision"] == hub.revision
+        small.setenv("HF_ENDPOINT", "http://hub.invalid")
+        assert not download.hub_reachable()
+        small.setenv("http_proxy", hub.address.removeprefix("http://"))
+        assert download.hub_reachable()
+
+
 def test_a_writer_elsewhere_is_waited_for_aloud(fineweb, tmp_path, small):
     order = order_for(tmp_path, f"hf:{fineweb[0]}#sample-10BT", n_chunks=1)
     folder_of(order).mkdir(parents=True)

@@ -17,6 +17,7 @@ import weakref
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from . import shards, streams
 from .fetch import Order, missing
@@ -49,10 +50,12 @@ def is_offline() -> bool:
 
 
 def hub_reachable(seconds=PROBE) -> bool:
-    """Does the hub's host take a connection? One try, in a thread that nobody waits for longer than that."""
+    """Does the hub's host, or its proxy, take a connection? One try, in a thread that nobody waits for longer."""
     if is_offline():
         return False
     place = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if (proxy := getproxies().get(place.scheme)) and not proxy_bypass(place.hostname):  # then it is asked, not the hub
+        place = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
     port, answer = place.port or (80 if place.scheme == "http" else 443), queue.Queue()
 
     def knock():

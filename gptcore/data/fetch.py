@@ -10,6 +10,7 @@ Its output is JSON lines; its end is os._exit, because the threads of a stream m
 import errno
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -105,14 +106,16 @@ def fetch_(order, tell) -> None:
 
 
 def pinned_(cache, stream):
-    """The stream with a revision: its own, the one kept in the cache, or the hub's newest, which is then kept."""
-    if stream.revision or os.path.isdir(stream.repository):
+    """The stream with a commit: its own, the one kept in the cache, or what the hub says its revision, or the newest,
+    is now, which is then kept: a branch moves.
+    """
+    if re.fullmatch("[0-9a-f]{40}", stream.revision or "") or os.path.isdir(stream.repository):
         return stream
     path = cache / stream.name / "revision"
     if not path.is_file():
         from huggingface_hub import HfApi
 
-        write_whole(path, HfApi().dataset_info(stream.repository).sha)
+        write_whole(path, HfApi().dataset_info(stream.repository, revision=stream.revision).sha)
     return stream._replace(revision=path.read_text(encoding="utf-8"))
 
 
