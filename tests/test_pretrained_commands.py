@@ -321,7 +321,7 @@ def server(folder):
 def ask(server, tmp_path, *words, **environment):
     """invoke pretrained, with that hub and an own cache."""
     place = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HOME": str(tmp_path / "cache")}
-    return typed("pretrained", *words, cwd=tmp_path, **place, **environment)
+    return typed("pretrained", *words, cwd=tmp_path, **place | {"HF_HUB_OFFLINE": "0"} | environment)
 
 
 def test_a_model_of_the_hub_becomes_a_run_at_its_commit(server, folder, tmp_path):

@@ -1,7 +1,6 @@
 """Law 9: what the README shows runs as written."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -9,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("resource", reason="processes as tests/typed.py makes them are POSIX's")
+
+from typed import SIGTERM, Command, typed
 
 HOUSE = Path(__file__).resolve().parent.parent
 README = (HOUSE / "README.md").read_text(encoding="utf-8")
@@ -23,6 +26,8 @@ NOT_HERE = {
     "invoke sanitize": "a minute; CI runs it last",
     "invoke benchmark": "minutes; test_benchmark.py runs one case",
     "invoke TASK --help": "stands for all",
+    "invoke download --tokens 50000000": "the hub's 150 MB; tests/test_download_command.py has a hub of its own",
+    "invoke compile-gpu": "a minute; CI runs it before the tests",
     "invoke pretrained phi-2": "5.6 GB; tests/test_pretrained_commands.py has a hub of its own",
     "invoke import FILE": "stands for all",
     "invoke harness --run RUN --tasks …": "needs an extra; tests/test_scoring.py runs it",
@@ -33,20 +38,11 @@ SMALLER = "--epochs 2 --n-layer 1 --d-model 32 --n-context 64 --accumulation-ste
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder whose tasks.py is the checkout's, with a run in it that can be resumed."""
+    """A working folder with a text in it."""
     path = tmp_path_factory.mktemp("readme")
-    (path / "tasks.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(HOUSE)!r})\n" + (HOUSE / "tasks.py").read_text()
-    )
     lines = (f"A note of the {n}th day: the cat sat on the mat, and it was the best of times.\n\n" for n in range(400))
     (path / "notes.txt").write_text("".join(lines), encoding="utf-8")
     return path
-
-
-def typed(folder, command, more=(), **ways):
-    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    words = [sys.executable, "-m", "invoke", *shlex.split(command)[1:], *more]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, **ways)
 
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
@@ -70,28 +66,24 @@ def test_the_readme_shows_commands():
 
 def test_every_command_runs(folder):
     """In the order of a first visit: train, then the rest; a run is stopped half-way before --resume."""
-    trained = typed(folder, "invoke train --mode quick", [*SMALLER.split(), "6"])
-    assert trained.returncode == 0, trained.stderr
+    trained = typed("train", "--mode", "quick", *SMALLER.split(), "6", cwd=folder)
+    assert trained.status == 0, trained.stderr
     for command in COMMANDS:
         if command in NOT_HERE or command == "invoke train --mode quick":
             continue
         if command == "invoke train --resume":
             interrupt_a_run(folder)
-        done = typed(folder, command, input="The\nquit\n")
-        assert done.returncode == 0, f"{command}: {done.stderr}"
+        done = typed(*shlex.split(command)[1:], cwd=folder, stdin="The\nquit\n")
+        assert done.status == 0, f"{command}: {done.stderr}"
         assert done.stdout.strip(), command
 
 
 def interrupt_a_run(folder):
     """A run that has saved, but not finished."""
-    words = [sys.executable, "-m", "invoke", "train", "--mode", "quick", *SMALLER.split(), "400"]
-    child = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
-    for line in child.stdout:
-        if line.startswith("update"):
-            child.terminate()
-            break
-    child.stdout.read()
-    assert child.wait(timeout=120) == 143
+    child = Command("train", "--mode", "quick", *SMALLER.split(), "400", cwd=folder)
+    child.wait_for(lambda: "\nupdate" in child.stdout)
+    child.signal(SIGTERM)
+    assert child.end().status == 143
 
 
 def test_every_file_that_is_linked_exists():

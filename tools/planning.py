@@ -385,7 +385,8 @@ def reopen(given, chosen, console) -> Job:
     options = load_options(run["options"])
     if given["compile_"] != "auto":
         options = replace(options, compiled=given["compile_"] == "on")
-    words, ways = tokenizer.load(path / "tokenizer.json"), fetching.ways(given, MODES[run["mode"]]["cache_gb"])
+    mode = MODES.get(run["mode"], MODES["medium"])  # a fine-tuning has none
+    words, ways = tokenizer.load(path / "tokenizer.json"), fetching.ways(given, mode["cache_gb"])
     with fetching.shown(console, "Reading the text") as watch:
         dataset = reopen_data(run["plan"], words, cache=given["cache"], watch=watch, **ways)
     dataset = replace(dataset, tokenizer=dataset.tokenizer.with_rows(config.n_vocab))
