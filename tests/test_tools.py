@@ -334,6 +334,24 @@ def test_threads_have_a_bound(name, capsys):
         dict(commands(main))[name].main(["--threads", "999999"], standalone_mode=False)
 
 
+FLOATS = [  # generate's are checked with the words of sampling.py, since its prompt sets them too
+    (name, parameter.opts[0])
+    for name, command in commands(main)
+    for parameter in command.params
+    if isinstance(parameter.type, click.types.FloatParamType) and name != "generate"
+]
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(("name", "option"), FLOATS)
+def test_a_number_is_finite(name, option, number):
+    with pytest.raises(
+        click.BadParameter, match=r"^(expected a finite number, got|-?inf is not in the range) .*$"
+    ) as it:
+        dict(commands(main))[name].main([option, number], standalone_mode=False)
+    assert it.value.param.opts == [option]
+
+
 def test_runs_tells_of_a_damaged_step(house, capsys):
     (house / "runs/quick-001/checkpoints/step-0000100/state.json").write_text("{", encoding="utf-8")
     runs.main([], standalone_mode=False)

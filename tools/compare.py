@@ -2,6 +2,8 @@
 
 import click
 
+from tools.numbers import Number
+
 
 @click.command()
 @click.option(
@@ -23,7 +25,7 @@ import click
     help="At most so many tokens of the first run.",
 )  # fmt: skip
 @click.option(
-    "--margin", type=click.FloatRange(min=0, min_open=True), default=0.005, show_default=True,
+    "--margin", type=Number(min=0, min_open=True), default=0.005, show_default=True,
     help="Bits per byte that do not matter.",
 )  # fmt: skip
 @click.option(

@@ -2,7 +2,7 @@
 
 import click
 
-from tools.train import Number
+from tools.numbers import Number
 
 
 @click.command()

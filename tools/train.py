@@ -5,26 +5,14 @@ after update. What a run is made of stands in run.json before its first update a
 is the same run.
 """
 
-import math
-
 import click
 
 from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, N_CONTEXT
+from tools.numbers import Number
 
 ARCHITECTURES = ("gpt2", "alibi", "llama", "qwen3", "phi", "neox", "seed")
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi")
 POSITIVE = click.IntRange(min=1)
-
-
-class Number(click.FloatRange):
-    """A range of finite numbers: nan is in every range of click's, because no comparison with it is true."""
-
-    def convert(self, value, param, ctx):
-        """The number, or click's error."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"expected a finite number, got {number}", param, ctx)
-        return number
 
 
 @click.command()

@@ -3,6 +3,7 @@
 import click
 
 from tools.interpret.options import with_html, with_model, with_text
+from tools.numbers import Number
 
 
 def place(context, parameter, value):
@@ -19,7 +20,7 @@ def place(context, parameter, value):
 @with_text
 @click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Tokens a row.")
 @click.option(
-    "--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, help="Of the softmax."
+    "--temperature", type=Number(min=0, min_open=True), default=1.0, show_default=True, help="Of the softmax."
 )
 @click.option(
     "--position", default="-1", show_default=True, metavar="N|all", callback=place,

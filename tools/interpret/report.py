@@ -3,6 +3,7 @@
 import click
 
 from tools.interpret.options import with_machine
+from tools.numbers import Number
 
 
 @click.command()
@@ -15,7 +16,7 @@ from tools.interpret.options import with_machine
 @click.option("--out", default="report.html", show_default=True, metavar="FILE", help="Where the page goes.")
 @click.option(
     "--max-mb",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=8,
     show_default=True,
     help="Above this size the page keeps the patterns of the best heads only, and says so.",

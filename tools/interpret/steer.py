@@ -3,6 +3,7 @@
 import click
 
 from tools.interpret.options import with_model
+from tools.numbers import Number
 
 
 def places(context, parameter, value):
@@ -27,7 +28,13 @@ def places(context, parameter, value):
     "--negative", required=True, multiple=True, metavar="TEXT", help="Away from this; may be given several times."
 )
 @click.option("--layer", type=click.IntRange(min=0), metavar="N", help="After this block (default: the middle one).")
-@click.option("--scale", type=float, default=1.0, show_default=True, help="How far: 1 is the distance of the two sets.")
+@click.option(
+    "--scale",
+    type=Number(-1000, 1000),
+    default=1.0,
+    show_default=True,
+    help="How far: 1 is the distance of the two sets.",
+)
 @click.option(
     "--positions", default="all", show_default=True, metavar="WHICH", callback=places,
     help="all, prompt, generated, or a slice of positions such as 4:.",
