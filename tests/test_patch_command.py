@@ -14,8 +14,10 @@ from typed import typed
 
 from gptcore import GenerateOptions, checkpoint, forward, generate, text_pieces, tokenizer
 from gptcore.config import architecture
+from gptcore.interpret.report import _layer_table
 from gptcore.interpret.steering import mean_difference, steer
 from tools.cli import main
+from tools.interpret.patch_view import percent
 
 BYTE = tokenizer.named("byte")
 PAIR = ("--clean", "abcab", "--corrupted", "abdab", "--target", "c", "--exact-target", "--run", "hand")
@@ -98,6 +100,36 @@ def test_equal_prompts_are_undefined(call):
     found = document(call("patch", *words, "--json", "-"))
     assert found["result"]["recovery"]["block"] == [None, None]
     assert [token["text"] for token in found["tokens"]] == list("abcab")
+
+
+def test_a_zero_has_one_sign():
+    assert [percent(value) for value in (-1e-5, 1e-5, -0.0, -0.01)] == ["+0.0", "+0.0", "+0.0", "-1.0"]
+    rows = _layer_table({"block": [-1e-5, -0.02]}, "")["table"]
+    assert [row[1] for row in rows[1:]] == ["0 %", "−2 %"]
+
+
+BANDS = ("assessment", "Critical", "Important", "Moderate", "Minimal")
+
+
+@pytest.mark.parametrize(
+    ("ways", "said"),
+    [
+        (("--target", "d", "--foil", "c"), "The clean run does not prefer the target"),
+        (("--target", "d", "--foil", "c", "--by", "head"), "The clean run does not prefer the target"),
+        (("--target", "d", "--metric", "prob"), "The clean run prefers the target no more than the corrupted one"),
+        (("--target", "d", "--metric", "nll"), "The clean run prefers the target no more than the corrupted one"),
+    ],
+)
+def test_no_verdict_is_read_into_a_pair_the_wrong_way_round(call, home, ways, said):
+    """The clean run goes on with c, so with d as the target there is no answer to bring back."""
+    words = ("patch", "--clean", "abcab", "--corrupted", "abdab", "--exact-target", "--run", "hand", *ways)
+    text = call(*words, "--html", "wrong.html")
+    assert text.count(f"{said}: read no verdict into this.") == 1
+    assert not any(word in text for word in BANDS)
+    page = (home / "wrong.html").read_text(encoding="utf-8").split('<script type="application/json"')[1]
+    assert "The clean run does not prefer the target" in page  # there the metric is always logit-diff
+    assert not any(word in page.split("</script>")[0] for word in BANDS)
+    assert "no verdict" not in call("patch", *PAIR, "--metric", ways[-1] if "--metric" in ways else "logit-diff")
 
 
 def test_prompts_of_two_lengths(call, home):

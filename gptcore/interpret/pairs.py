@@ -111,6 +111,25 @@ def band(value, low=None, high=None) -> str:
     return " to ".join(words)
 
 
+def doubt(clean, corrupt, metric="logit-diff") -> str:
+    """Why no verdict can be read into pairs with these metrics of their two runs, (B,) each; empty where one can.
+
+    What comes back is the clean run's answer, so on average that run must prefer the target: to the foil, if the metric
+    is logit-diff, and more than the corrupt run does (nll and kl fall where it does). Runs that hardly differ raise no
+    doubt, since their recovery is not defined.
+    """
+    if not any(map(differs, clean, corrupt)):
+        return ""
+    more = corrupt.mean() - clean.mean() if metric in ("nll", "kl") else clean.mean() - corrupt.mean()
+    if metric == "logit-diff" and clean.mean() <= 0:
+        return "The clean run does not prefer the target: read no verdict into this."
+    return (
+        ""
+        if more > 0
+        else "The clean run prefers the target no more than the corrupted one: read no verdict into this."
+    )
+
+
 def check_direction(direction) -> None:
     """Raise ValueError unless it is one of the two."""
     if direction not in DIRECTIONS:

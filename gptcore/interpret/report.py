@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gptcore.interpret.attention import SHAPES, labels
-from gptcore.interpret.pairs import band
+from gptcore.interpret.pairs import band, doubt
 
 # What each kind of panel shows, for whoever sees one for the first time.
 KINDS = {
@@ -406,7 +406,9 @@ def patching(
         "corrupt": sweeps[0].corrupt[row], "top": top or {},
     }  # fmt: skip
     if layers:
-        data |= _layer_table({site: sweep.recovery[..., row].tolist() for site, sweep in layers.items()})
+        ends = [end[row : row + 1] for end in (sweeps[0].clean, sweeps[0].corrupt)]
+        why = doubt(*ends) if metric == "logit difference" else ""  # of another metric the direction is not known
+        data |= _layer_table({site: sweep.recovery[..., row].tolist() for site, sweep in layers.items()}, why)
     return Panel("patching", title, data)
 
 
@@ -414,12 +416,17 @@ def _blocks(n):
     return [f"block {layer}" for layer in range(n)]
 
 
-def _layer_table(columns):
-    """A row a layer: the recovery at each site and what the first of them is called, and a sentence on the best."""
-    percent = lambda x: f"{100 * x:.0f} %" if math.isfinite(x) else "not defined"
+def _layer_table(columns, why):
+    """A row a layer: the recovery at each site and what the first of them is called, and a sentence on the best.
+
+    Where there is a reason why not to judge, it is the sentence, and nothing is called anything.
+    """
+    percent = lambda x: f"{100 * x:z.0f} %".replace("-", "−") if math.isfinite(x) else "not defined"
     rows = list(zip(*columns.values(), strict=True))
     table = [[str(i), *map(percent, row), band(row[0])] for i, row in enumerate(rows)]
     first = next(iter(columns))
+    if why:
+        return {"table": [["layer", *columns], *(row[:-1] for row in table)], "findings": [why]}
     best = max(range(len(rows)), key=lambda i: rows[i][0] if math.isfinite(rows[i][0]) else -math.inf)
     finding = f"The {first} of layer {best} brings back most: {percent(rows[best][0])}, {band(rows[best][0])}."
     return {

@@ -210,12 +210,12 @@ def pooled(given, found):
 
 def percent(value) -> str:
     """A recovery in percent, with its sign; ·· where it is undefined."""
-    return "··" if value != value else f"{100 * value:+.1f}"
+    return "··" if value != value else f"{100 * value:+z.1f}"
 
 
-def assessed(share, cell) -> str:
-    """The band of a cell of an Interval."""
-    return pairs.band(*(float(end[cell]) for end in share)) or "undefined"
+def assessed(share, cell, why) -> str:
+    """The band of a cell of an Interval; empty where there is a reason why not to judge."""
+    return "" if why else pairs.band(*(float(end[cell]) for end in share)) or "undefined"
 
 
 def show_layers(model, cases, given, console, counter):
@@ -227,7 +227,7 @@ def show_layers(model, cases, given, console, counter):
         name: pooled(given, each)
         for name, each in (("block", both), ("attn.out", attn), ("mlp.out", mlp), ("resid_post", last))
     }
-    show_setting(both, given, console)
+    why = show_setting(both, given, console)
     block, n = shares["block"], model.config.n_layer
     order = sorted(range(n), key=lambda i: -block.value[i].nan_to_num(-torch.inf).item())
     ranks = {layer: rank + 1 for rank, layer in enumerate(order)}
@@ -236,7 +236,7 @@ def show_layers(model, cases, given, console, counter):
     for i in range(n):
         one = {name: share.value[i].item() for name, share in shares.items()}
         cells.append({
-            "rank": ranks[i], "layer": i, "assessment": assessed(block, i), **one, "low": block.low[i].item(),
+            "rank": ranks[i], "layer": i, "assessment": assessed(block, i, why), **one, "low": block.low[i].item(),
             "high": block.high[i].item(), "clean": both.clean.mean().item(), "corrupted": both.corrupt.mean().item(),
             "patched": both.patched[i].mean().item(), "p_target": said[i].item(),
         })  # fmt: skip
@@ -245,10 +245,11 @@ def show_layers(model, cases, given, console, counter):
         between = [] if one["low"] != one["low"] else [f"{percent(one['low'])} to {percent(one['high'])}"]
         alone = [percent(one[name]) for name in ("attn.out", "mlp.out", "resid_post")]
         measured_ = [f"{one['patched']:.3f}", f"{100 * one['p_target']:.1f}"]
-        rows.append([str(one["rank"]), str(i), percent(one["block"]), *between, one["assessment"], *measured_, *alone])
+        verdict = [] if why else [one["assessment"]]
+        rows.append([str(one["rank"]), str(i), percent(one["block"]), *between, *verdict, *measured_, *alone])
     several = ["interval"] if len(cases) >= pairs.MIN_PAIRS and not block.low.isnan().all() else []
     measures = ["patched", "p target %", "attn %", "mlp %", "last %"]
-    columns = ["rank", "layer", "block %", *several, "assessment", *measures]
+    columns = ["rank", "layer", "block %", *several, *([] if why else ["assessment"]), *measures]
     print_table(console, columns, rows, left=("assessment",))
     console.print(
         Text(
@@ -269,7 +270,7 @@ def show_map(model, cases, given, site, console, counter):
     """Layer x position, layer x head or one site by layer, and its largest cells."""
     found = swept(model, cases, given, site, counter, by=by_of(given, site))
     share = pooled(given, found)
-    show_setting(found, given, console)
+    why = show_setting(found, given, console)
     value = share.value if share.value.dim() == 2 else share.value[:, None]
     heading = lambda n: [f"head {n}" if given["by"] == "head" else f"{site} %"]
     if given["by"] == "position":
@@ -285,21 +286,22 @@ def show_map(model, cases, given, site, console, counter):
             place[axes[1]] = found.positions[cell[1]]
         cells.append(place | {
             "recovery": share.value[at].item(), "low": share.low[at].item(), "high": share.high[at].item(),
-            "patched": found.patched[at].mean().item(), "assessment": assessed(share, at),
+            "patched": found.patched[at].mean().item(), "assessment": assessed(share, at, why),
         })  # fmt: skip
+    verdict = lambda c: [] if why else [c["assessment"]]
     ranked = sorted((c for c in cells if c["recovery"] == c["recovery"]), key=lambda c: -abs(c["recovery"]))
     rows = [
-        [*(str(c[axis]) for axis in axes), percent(c["recovery"]), f"{c['patched']:.3f}", c["assessment"]]
+        [*(str(c[axis]) for axis in axes), percent(c["recovery"]), f"{c['patched']:.3f}", *verdict(c)]
         for c in ranked[: given["top_k"]]
     ]
     if rows:
-        print_table(console, [*axes, "%", "patched", "assessment"], rows, left=("assessment",))
+        print_table(console, [*axes, "%", "patched", *([] if why else ["assessment"])], rows, left=("assessment",))
     show_undefined(found, console)
     return {"axes": list(axes), "positions": found.positions, "site": site, "recovery": share.value}, cells
 
 
-def show_setting(found, given, console) -> None:
-    """What the numbers are of."""
+def show_setting(found, given, console) -> str:
+    """What the numbers are of; returns what pairs.doubt has against a verdict, which is said."""
     into = (
         "clean values into the corrupted run"
         if given["direction"] == "denoise"
@@ -307,6 +309,9 @@ def show_setting(found, given, console) -> None:
     )
     ends = f"clean {found.clean.mean():.3f}, corrupted {found.corrupt.mean():.3f}"
     console.print(Text(f"{given['metric']}: {ends}; {given['direction']}: {into}"), soft_wrap=True)
+    if why := pairs.doubt(found.clean, found.corrupt, given["metric"]):
+        console.print(Text(why), style="yellow")
+    return why
 
 
 def show_undefined(found, console) -> None:

@@ -120,7 +120,7 @@ def heads(loaded, tokens, shown, given, counter) -> list[report.Panel]:
         groups = sequences(loaded, N_SEQUENCES, None, given["seed"])
         draw = device.generator(given["seed"], "induction", "intervals")
         found = induction.summarise(induction.scan(params, config, *groups), generator=draw)
-        gain = f"{found.gain.value:.2f} nats a token ({found.gain.low:.2f} to {found.gain.high:.2f})"
+        gain = f"{found.gain.value:.2f} nats a token ({found.gain.low:.2f} to {found.gain.high:.2f})".replace("-", "−")
         note = (
             f"{told(groups)}. The second time the loss is lower by {gain}: what a head does shows in its score, what "
             "all of them achieve in this number."
