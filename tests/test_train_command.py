@@ -536,6 +536,7 @@ def test_plain_lines_without_a_terminal(house):
     shown = re.sub(r"(?ms)^╭─ Epoch 2.*?╯$(.*?)^╭─ Done", "", said)  # the samples are whatever bytes the model drew
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", shown)
     assert said.endswith("\n")
+    assert re.search(r"\AMode: medium, the default .*\n(?s:.*)^Measuring this machine\n", said, flags=re.MULTILINE)
     line = (
         r"update +(\d+)/40  loss [\d.]+  perplexity [\d.]+  lr [\d.e-]+  norm [\d.]+  [\d,]+ tok/s  \d+ % of peak  .*"
     )

@@ -28,7 +28,7 @@ from tools import fetching, finetuning
 from tools.machine import set_up
 from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, PROMPTS, RATES
 from tools.tables import start_table
-from tools.view import duration
+from tools.view import busy, duration
 
 LEAST_SCORED = 8192  # held-out tokens of a validation, however short the run: fewer would say little
 COMPILE_PAYS = 120.0  # seconds of planned training from which compiling is worth its wait
@@ -76,6 +76,9 @@ def begin(given, console, chosen=frozenset()) -> Job:
     refuse(given, pick)
     base = finetuning.open_base(given, chosen) if given["init"] else None
     place = set_up(given)
+    if not base:
+        which = "" if "mode" in chosen else ", the default (--mode quick is done in minutes)"
+        tell(console, f"Mode: {given['mode']}{which}")
     tell(console, f"Device: {device.backend_name(place)}, {device.card_name(place)}")
     for line in finetuning.refuse_memory(base, given, place) if base else ():
         tell(console, line)
@@ -286,7 +289,7 @@ def calibrate(params, config, dataset, options, given, length, console):
         )
 
     n_pass = min(most, length.n_micro * length.accumulation)
-    with console.status("Measuring this machine"):
+    with busy(console, "Measuring this machine"):
         timings = [timed(1.5, n_pass=n_pass, dtype=dtype) for dtype in formats]
     eager = min(timings, key=lambda timing: timing.pass_seconds)
     accumulation, n_steps = length.fit(eager)
@@ -304,7 +307,7 @@ def calibrate(params, config, dataset, options, given, length, console):
     short = place.type == "cpu" and dataset.n_context <= 512
     for attention in ["explicit", "fused"] if short and not length.steps else ["explicit"] if short else ["fused"]:
         ways = {"n_pass": n_pass, "dtype": eager.options.dtype, "compiled": True, "attention": attention}
-        with console.status(f"Compiling the update ({attention} attention)"):
+        with busy(console, f"Compiling the update ({attention} attention)"):
             if fault := compile_fault(params, config, dataset.sequences(range(n_pass)), replace(options, **ways)):
                 tell(console, f"torch.compile cannot be used, training is eager: {fault}")
                 return eager, "no: it cannot be used here"

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from contextlib import contextmanager
 
 from rich import box
 from rich.console import Group
@@ -13,6 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 N_ROWS = 15
+
+
+@contextmanager
+def busy(console, text):
+    """Say what is waited for: a status while it lasts, or a plain line where there is no terminal."""
+    if not console.is_terminal:
+        console.print(Text(text), soft_wrap=True)
+    with console.status(Text(text)):
+        yield
 
 
 def perplexity(loss) -> str:

@@ -464,5 +464,5 @@ def reliability(title, found) -> Panel:
     """A calibration.Calibration: its curve, and its errors with their intervals."""
     told = {"calibration error": found.ece, "with equal counts": found.ece_equal_count, "Brier score": found.brier}
     bounds = lambda each: f" ({each.low:.3f} to {each.high:.3f})" if math.isfinite(each.low) else ""
-    facts = [(name, f"{each.value:.3f}{bounds(each)}") for name, each in told.items()]
+    facts = [(name, f"{each.value:.3f}{bounds(each)}".replace("-", "−")) for name, each in told.items()]
     return Panel("reliability", title, found.curve._asdict() | {"facts": facts})

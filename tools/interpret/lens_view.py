@@ -9,6 +9,7 @@ from gptcore.interpret.lens import fit_tuned_lens, load_tuned_lens, logit_lens, 
 from tools.interpret.looking import Counter, Document, ids_of, print_table
 from tools.interpret.prompts import continued
 from tools.interpret.tokens import token_cell, token_text
+from tools.view import busy
 
 DEMO = (
     "Monday, Tuesday, Wednesday, Thursday,",
@@ -22,13 +23,14 @@ FIT_ROWS, FIT_TOKENS = 4, 128  # of a step of the tuned lens: 300 of them take a
 
 def show(model, text, given, console) -> Document:
     """One text through the lens: the table of one position, or of all beside each other."""
-    target, counter = None, Counter()
+    target = None
     if given["target"] is not None:
         text, (target, *_), _ = continued(model, text, given["target"], console)
     ids = ids_of(model, text, console)
     tokens = torch.tensor([ids], device=model.params["embed"]["w"].device)
     position = where(given["position"], len(ids))
     tuned = tuned_lens(model, given, console) if given["lens"] == "tuned" else None
+    counter = Counter()  # what was fitted is no part of the forward's time
     k = min(given["top_k"], model.config.n_vocab)
     found = logit_lens(model.params, model.config, tokens, target, temperature=given["temperature"], k=k, tuned=tuned)
     counter.n_rows += 1
@@ -67,7 +69,7 @@ def tuned_lens(model, given, console) -> dict:
         tokens, _ = dataset.sequences(range(step * FIT_ROWS, (step + 1) * FIT_ROWS))
         return tokens[:, :FIT_TOKENS].long().to(place)
 
-    with console.status(Text("fitting a tuned lens, once for this step")):
+    with busy(console, "Fitting translators on the training text, once for this step"):
         tuned = fit_tuned_lens(model.params, model.config, batch)
     save_tuned_lens(path, tuned, sha256)
     console.print(Text(f"fitted on the run's training text, saved as {path}"), soft_wrap=True)
