@@ -214,6 +214,10 @@ def forward_metric(call, text):
         (["patch", *PAIR, "--foil", "c"], "foil: expected another token than the target, got c twice"),
         (["patch", *PAIR, "--method", "edges", "--direction", "noise"], "direction: expected denoise for --method"),
         (["attribute", "--text", "ab", "--position", "2", "--run", "hand"], "position: expected -2 to 1 in this text"),
+        (["attribute", "--text", "ab", "--target", "c", "--foil", "c", "--run", "hand"], "foil: expected another"),
+        (["steer", *STEER, "--positive", "c", "--negative", "b", "--run", "hand"], "positive: .* got no direction"),
+        (["patch", "--demo", "--by", "head", "--site", "mlp.out", "--run", "hand"], "site: .* for --by head, got mlp.out"),
+        (["logit-lens", "--text", "ab", "--target", "", "--run", "hand"], "target: expected a text"),
         (["steer", *STEER, "--layer", "7", "--run", "hand"], "layer: expected 0 to 1, got 7"),
     ],
 )  # fmt: skip
@@ -239,14 +243,14 @@ def test_the_parts_sum_to_the_logit(call, by):
 def test_the_induction_head_writes_the_answer(call):
     text = call("attribute", "--text", "abcab", "--run", "hand", "--by", "head", "--top-k", "1")
     lines = [line.split() for line in text.splitlines()]
-    (head,) = [line for line in lines if line[:3] == ["L1", "head", "0"]]
+    (head,) = [line for line in lines if line[:1] == ["L1H0"]]
     (total,) = [line for line in lines if line[:3] == ["sum", "=", "logit"]]
     assert head[-1] == total[-1]
     assert text.splitlines()[0] == "logit of c after b (position 4)"
     csv_text = call("attribute", "--text", "abcab", "--run", "hand", "--by", "head", "--csv", "-")
     rows = {row["part"]: float(row["value"]) for row in csv.DictReader(io.StringIO(csv_text))}
-    assert rows["L1 head 0"] > 1
-    assert rows["L1 head 1"] == 0
+    assert rows["L1H0"] > 1
+    assert rows["L1H1"] == 0
     capped = call("attribute", "--text", "abcab", "--run", "small")
     assert "Direct effects, before the cap of 4:" in capped
 

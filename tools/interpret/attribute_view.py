@@ -8,7 +8,7 @@ from tools.interpret import looking
 from tools.interpret.looking import Counter, Document, print_table
 from tools.interpret.patch_view import label
 from tools.interpret.prompts import continued
-from tools.interpret.tokens import token_cell
+from tools.interpret.tokens import token_cell, token_text
 
 
 def show(given) -> int:
@@ -19,6 +19,9 @@ def show(given) -> int:
     ids, position = cut(model, given, console)
     tokens = torch.tensor([ids], device=model.params["embed"]["w"].device)
     target, foil = (id_of(model, ids[: position + 1], given[name], console) for name in ("target", "foil"))
+    if target is not None and target == foil:
+        name = token_text(model.tokenizer, foil)
+        raise ValueError(f"foil: expected another token than the target, got {name} twice")
     if target is None:
         target = int(measured(model.params, model.config, tokens, lambda logits: logits.argmax(-1), position))
         counter.n_rows += 1

@@ -24,7 +24,7 @@ def place(context, parameter, value):
 )
 @click.option(
     "--position", default="-1", show_default=True, metavar="N|all", callback=place,
-    help="The token after which is read; -1: the last one.",
+    help="The token after which is read; -1: the last one; all: every one, beside each other.",
 )  # fmt: skip
 @click.option("--target", metavar="TEXT", help="Follow this token too (default: the text's own next token).")
 @click.option(

@@ -28,7 +28,7 @@ with_machine = _all(
 )
 
 with_html = click.option(
-    "--html", metavar="FILE", help="Write a page to look at, which needs nothing else; - as above."
+    "--html", metavar="FILE", help="Write a page to look at, which needs nothing else; - is standard output."
 )
 
 with_model = _all(
@@ -36,5 +36,5 @@ with_model = _all(
     click.option(
         "--json", metavar="FILE", help="Write every number; - is standard output, which then holds nothing else."
     ),
-    click.option("--csv", metavar="FILE", help="Write a row for each cell of the result; - as above."),
+    click.option("--csv", metavar="FILE", help="Write a row for each cell of the result; - is standard output."),
 )

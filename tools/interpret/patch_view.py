@@ -8,9 +8,9 @@ from rich.text import Text
 from gptcore.device import generator
 from gptcore.interpret import pairs
 from gptcore.interpret.attribution import check_largest, edge_effects, gradient_effects, summed
-from gptcore.interpret.patching import Sweep, sweep
+from gptcore.interpret.patching import AXES, Sweep, sweep
 from gptcore.interpret.paths import path_patch
-from gptcore.interpret.report import token_texts
+from gptcore.interpret.report import head_name, token_texts
 from tools.interpret import looking, report_view
 from tools.interpret.looking import Counter, Document, print_table
 from tools.interpret.prompts import Case, case_of, last_logits, shared
@@ -64,6 +64,9 @@ def check(given) -> None:
         )
     if given["method"] != "measured" and given["direction"] == "noise":
         raise ValueError(f"direction: expected denoise for --method {given['method']}, got noise")
+    if given["site"] and not set(by_of(given, given["site"])) <= {"layer", *AXES[given["site"]]}:
+        fitting = ", ".join(site for site, axes in AXES.items() if given["by"] in axes)
+        raise ValueError(f"site: expected one of {fitting} for --by {given['by']}, got {given['site']}")
 
 
 # ------------------------------------------------------------------------------------------------------------- pairs
@@ -393,10 +396,10 @@ def show_method(given, console) -> None:
 
 
 def label(node) -> str:
-    """A node in few letters: L1 head 3, L0 mlp, L1 head 2 q."""
+    """A node in few letters: L1H3, L0 mlp, L1H2 q."""
     if node.layer < 0:
         return node.site
     part = node.site.split(".")[-1]
     if node.head is None:
         return f"L{node.layer} {'attention bias' if part == 'b' else 'mlp'}"
-    return f"L{node.layer} head {node.head}" + ("" if part == "z" else f" {part}")
+    return head_name(node.layer, node.head) + ("" if part == "z" else f" {part}")

@@ -18,6 +18,8 @@ def show(given) -> int:
     layer = model.config.n_layer // 2 if given["layer"] is None else given["layer"]
     sets = [[looking.ids_of(model, text, console) for text in given[name]] for name in ("positive", "negative")]
     vector = mean_difference(model.params, model.config, *sets, layer)
+    if not vector.any():
+        raise ValueError("positive: expected texts that end otherwise than the negative ones, got no direction")
     tap = steer(model.config, vector, layer, given["scale"], given["positions"], n_prompt=len(ids))
     words = f"after layer {layer}, {given['scale']:g} x a direction of length {vector.norm():.3f}, seed {given['seed']}"
     console.print(Text(words), soft_wrap=True)
