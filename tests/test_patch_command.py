@@ -102,6 +102,13 @@ def test_equal_prompts_are_undefined(call):
     assert [token["text"] for token in found["tokens"]] == list("abcab")
 
 
+@pytest.mark.parametrize("ways", [(), ("--method", "attribution"), ("--by", "head")])
+def test_sentences_wrap_at_the_terminals_edge(call, ways):
+    pair = ("--clean", "The tower is in", "--corrupted", "The river is in", "--target", "Paris", "--run", "small")
+    assert max(map(len, call("patch", *pair, *ways, columns=60).splitlines())) <= 60
+    assert max(map(len, call("steer", *STEER, "--run", "small", columns=60).splitlines())) <= 60
+
+
 def test_a_zero_has_one_sign():
     assert [percent(value) for value in (-1e-5, 1e-5, -0.0, -0.01)] == ["+0.0", "+0.0", "+0.0", "-1.0"]
     rows = _layer_table({"block": [-1e-5, -0.02]}, "")["table"]
@@ -216,7 +223,7 @@ def forward_metric(call, text):
         (["attribute", "--text", "ab", "--position", "2", "--run", "hand"], "position: expected -2 to 1 in this text"),
         (["attribute", "--text", "ab", "--target", "c", "--foil", "c", "--run", "hand"], "foil: expected another"),
         (["steer", *STEER, "--positive", "c", "--negative", "b", "--run", "hand"], "positive: .* got no direction"),
-        (["patch", "--demo", "--by", "head", "--site", "mlp.out", "--run", "hand"], "site: .* for --by head, got mlp.out"),
+        (["patch", "--demo", "--by", "head", "--site", "mlp.out", "--run", "hand"], "site: .* for --by head, got mlp"),
         (["logit-lens", "--text", "ab", "--target", "", "--run", "hand"], "target: expected a text"),
         (["steer", *STEER, "--layer", "7", "--run", "hand"], "layer: expected 0 to 1, got 7"),
     ],

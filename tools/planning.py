@@ -128,7 +128,7 @@ def begin(given, console, chosen=frozenset()) -> Job:
     console.print(start_table(job, compiling))
     long = " More than an hour: --mode quick is done in minutes." if seconds > 3600 else ""
     line = f"About {duration(seconds)} of training, {n_steps:,} updates.{long}"
-    console.print(line, highlight=False, soft_wrap=True)
+    tell(console, line)
     checkpoint.append_metrics(path, {"kind": "start", "step": 0, "time": time.time()})
     return job
 
@@ -357,8 +357,8 @@ def load_options(given) -> TrainOptions:
 
 
 def tell(console, line) -> None:
-    """A line of plain text, however narrow the terminal is."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """A line of plain text: wrapped on a terminal, whole in a log."""
+    console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 # ---------------------------------------------------------------------------------------------------- an earlier run

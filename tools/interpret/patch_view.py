@@ -99,7 +99,7 @@ def text_case(model, given, pair, console, counter) -> Case:
             wanted = "expected equal lengths by position, or --align auto"
             raise ValueError(f"clean, corrupted: {wanted}, got {lengths} tokens")
         words = f"{lengths} tokens: {len(case.links)} positions are paired from both ends"
-        console.print(Text(f"{words}, the rest is left as it is"), soft_wrap=True)
+        console.print(Text(f"{words}, the rest is left as it is"))
     return case
 
 
@@ -259,7 +259,6 @@ def show_layers(model, cases, given, console, counter):
             "% of the difference that comes back: block = attention and MLP of a layer together; last = the"
             " whole stream at the last position."
         ),
-        soft_wrap=True,
     )
     show_undefined(both, console)
     return {
@@ -311,7 +310,7 @@ def show_setting(found, given, console) -> str:
         else "corrupted values into the clean run"
     )
     ends = f"clean {found.clean.mean():.3f}, corrupted {found.corrupt.mean():.3f}"
-    console.print(Text(f"{given['metric']}: {ends}; {given['direction']}: {into}"), soft_wrap=True)
+    console.print(Text(f"{given['metric']}: {ends}; {given['direction']}: {into}"))
     if why := pairs.doubt(found.clean, found.corrupt, given["metric"]):
         console.print(Text(why), style="yellow")
     return why
@@ -323,7 +322,7 @@ def show_undefined(found, console) -> None:
     if without:
         where = f"{len(without)} of {len(found.clean)} pairs: " if len(found.clean) > 1 else ""
         ends = f"({found.clean[without[0]]:.6g} and {found.corrupt[without[0]]:.6g})"
-        console.print(Text(f"undefined: {where}clean and corrupt hardly differ {ends}"), soft_wrap=True)
+        console.print(Text(f"undefined: {where}clean and corrupt hardly differ {ends}"))
 
 
 # --------------------------------------------------------------------------------------------------------- estimates
@@ -392,7 +391,7 @@ def show_method(given, console) -> None:
         if given["steps"]
         else "the gradient at the corrupted prompt"
     )
-    console.print(Text(f"change of {given['metric']} as {way} foretells it, and as it was measured"), soft_wrap=True)
+    console.print(Text(f"change of {given['metric']} as {way} foretells it, and as it was measured"))
 
 
 def label(node) -> str:

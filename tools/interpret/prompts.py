@@ -46,7 +46,7 @@ def continued(model, prompt, target, console, *, exact=False) -> pairs.Target:
     """What continues a prompt; what was decided is said."""
     found = pairs.continuation(model.tokenizer, prompt, target, exact=exact)
     for note in found.notes:
-        console.print(Text(note), soft_wrap=True)
+        console.print(Text(note))
     return found
 
 

@@ -22,11 +22,11 @@ def show(given) -> int:
         raise ValueError("positive: expected texts that end otherwise than the negative ones, got no direction")
     tap = steer(model.config, vector, layer, given["scale"], given["positions"], n_prompt=len(ids))
     words = f"after layer {layer}, {given['scale']:g} x a direction of length {vector.norm():.3f}, seed {given['seed']}"
-    console.print(Text(words), soft_wrap=True)
+    console.print(Text(words))
     texts = {name: continued(model, ids, given, one) for name, one in (("plain", None), ("steered", tap))}
     for name, (text, _) in texts.items():
         line = Text.assemble(f"{name:<8} ", (visible(given["prompt"]), "#666666"), visible(text))
-        console.print(line, soft_wrap=True)
+        console.print(line)
     rows = [{"which": name, "continuation": text} for name, (text, _) in texts.items()]
     result = {"layer": layer, "norm": vector.norm().item()}
     result |= {name: {"text": text, "tokens": tokens} for name, (text, tokens) in texts.items()}
