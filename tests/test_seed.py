@@ -156,7 +156,8 @@ def test_the_next_update_is_the_old_ones(position, tied, tmp_path):
     again = load_again(tmp_path, model)
     for name, leaf in tree.walk(params):
         noise = name.endswith("k.b") and position != "rope"  # it moves all scores alike: its gradient is rounding
-        torch.testing.assert_close(leaf.detach(), again[name], rtol=0, atol=1e-2 if noise else 1e-5)
+        # a hundredth of a step: where a gradient nearly vanishes, Adam divides rounding by itself
+        torch.testing.assert_close(leaf.detach(), again[name], rtol=0, atol=1e-2 if noise else 1e-4)
     source = checkpoint.read_run(run)["source"]
     assert (source["epoch"], source["train_loss"]) == (3, 2.5)
     assert source["scheduler_state_dict"] == {"last_epoch": 3, "_step_count": 4}

@@ -23,6 +23,7 @@ def work(argv, folder, files, terminal, n_bytes, environment):
     """In the new process: take over the standard files, then do what the program `invoke` does."""
     os.chdir(folder)
     os.environ.update(environment)
+    os.environ.pop("PYTEST_XDIST_WORKER", None)  # or invoke benchmark would think it has company
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     if terminal:
         import fcntl
