@@ -21,7 +21,8 @@ def python(*words, folder=HOUSE, **more) -> int:
 @click.option("--coverage", is_flag=True, help="Show the lines that no test ran, and write htmlcov/index.html.")
 def test(k, coverage):
     """Run the tests."""
-    chosen = ["-n", "auto", "--maxprocesses=8", "--dist=loadfile", "--durations=15"]  # fixtures are made once a file
+    n = min(8, (os.cpu_count() or 1) + 1)  # one more than CPUs: many tests wait for a process of their own
+    chosen = ["-n", str(n), "--dist=loadfile", "--durations=15"]  # fixtures are made once a file
     chosen += ["-k", k] if k else []
     covered = ["--cov", "--cov-report=term-missing", "--cov-report=html"] if coverage else []
     return python("pytest", *chosen, *covered)
