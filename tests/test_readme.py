@@ -69,7 +69,8 @@ def test_every_command_runs(folder):
     trained = typed("train", "--mode", "quick", *SMALLER.split(), "6", cwd=folder)
     assert trained.status == 0, trained.stderr
     for command in COMMANDS:
-        if command in NOT_HERE or command == "invoke train --mode quick":
+        heavy = command.startswith("invoke benchmark ")  # minutes; test_benchmark.py runs one case
+        if heavy or command in NOT_HERE or command == "invoke train --mode quick":
             continue
         if command == "invoke train --resume":
             interrupt_a_run(folder)
@@ -113,3 +114,15 @@ def test_the_speeds_are_the_committed_ones():
         speeds = [f"{side['median_tokens_per_second']:,.0f}" for side in (ours, theirs)]
         row = f"| {' | '.join(speeds)} | {ours['ratio_of_medians']:.2f} |"
         assert row in README
+
+
+def test_the_decoder_is_as_fast_as_the_committed_figures_say():
+    for model in ("124M", "7M"):
+        found = json.loads((HOUSE / f"benchmarks/results/decode-{model}.json").read_text(encoding="utf-8"))
+        for case in found["benchmarks"]:
+            told, kind = case["extra_info"], case["group"].split(",")[0].split()[-1]
+            if "context 128" in case["group"]:
+                speed = f"{told['n_tokens'] * 1e6 / told['native']['us']:,.0f}"
+                ratios = [f"{told[peer]['ratio']:.{digits}f}" for peer, digits in (("llama.cpp", 2), ("eager", 1))]
+                share = f"{100 * told['read']['ratio']:.0f} %"
+                assert f"| {model} | {kind} | {speed} | {share} | {' | '.join(ratios)} |" in README
