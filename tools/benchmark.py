@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from tools.options import with_threads
+
 GROUPS = {  # name -> the file that measures it
     "kv-cache": "bench_kv_cache.py",
     "decode": "bench_decode.py",
@@ -26,7 +28,7 @@ OF_A_RUN = ("decode", "int8")  # the groups that can measure a trained model
     "--run", metavar="RUN", help=f"Measure this run or step: {' and '.join(OF_A_RUN)} (default: random weights)."
 )
 @click.option("-k", metavar="NAME", help="Only cases whose name holds this; pytest's -k expression.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
+@with_threads
 @click.option(
     "--realtime", is_flag=True, help="Measure at real-time priority, in bursts, on a machine that others use too."
 )

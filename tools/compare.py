@@ -2,7 +2,7 @@
 
 import click
 
-from tools.numbers import Number
+from tools.options import Number, in_cache, on_device, with_threads
 
 
 @click.command()
@@ -34,11 +34,9 @@ from tools.numbers import Number
     metavar="FILE",
     help='Compare answers instead: {"ctx", "endings", "label"} a line.',
 )
-@click.option(
-    "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
+@in_cache
+@on_device
+@with_threads
 def compare(**given):
     """Rank runs or steps on the same documents, with paired intervals; say where no difference was shown."""
     from rich.console import Console

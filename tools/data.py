@@ -2,11 +2,11 @@
 
 import click
 
+from tools.options import in_cache
+
 
 @click.command()
-@click.option(
-    "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
-)
+@in_cache
 @click.option("--verify", is_flag=True, help="Read every shard and compare its sha256.")
 @click.option("--clear", metavar="FOLDER", help="Delete this folder's shards, as the list names it, or all.")
 def data(cache, verify, clear):

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import click
 
+from tools.options import in_cache
+
 N_TRIED = 10_000  # tokens that --data fetches
 
 
 @click.command()
 @click.option("--data", metavar="SOURCE", help="Fetch a little of this stream instead, and read it from the cache.")
-@click.option(
-    "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
-)
+@in_cache
 def doctor(data, cache):
     """Look at this machine: a line for everything that gptcore can use, and what works without what is missing."""
     from rich.console import Console

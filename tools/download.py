@@ -2,7 +2,7 @@
 
 import click
 
-from tools.numbers import Number
+from tools.options import Number, in_cache
 
 
 @click.command()
@@ -21,9 +21,7 @@ from tools.numbers import Number
     show_default=True,
     help="cl100k_base as in medium and full, bpe:4096 as in quick, or any other that invoke train takes.",
 )
-@click.option(
-    "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
-)
+@in_cache
 @click.option(
     "--cache-gb",
     type=Number(min=0, min_open=True),

@@ -2,11 +2,11 @@
 
 import click
 
+from tools.options import from_run, in_cache, on_device, with_threads
+
 
 @click.command()
-@click.option(
-    "--run", metavar="RUN", help="A run or step folder, or a run's name (default: the newest run's best step)."
-)
+@from_run
 @click.option(
     "--data",
     multiple=True,
@@ -60,11 +60,9 @@ import click
     metavar="FILE",
     help="Draw the reliability curve: what was said against what came true.",
 )
-@click.option(
-    "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
+@in_cache
+@on_device
+@with_threads
 def evaluate(**given):
     """Measure a run: loss, perplexity, bits per byte and accuracy with intervals, or answers to questions."""
     from rich.console import Console

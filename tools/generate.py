@@ -3,12 +3,11 @@
 import click
 
 from tools.native import build_first
+from tools.options import from_run, on_device, with_threads
 
 
 @click.command()
-@click.option(
-    "--run", metavar="RUN", help="A run or step folder, or a run's name (default: the newest run's best step)."
-)
+@from_run
 @click.option(
     "--prompt",
     multiple=True,
@@ -46,7 +45,7 @@ from tools.native import build_first
 @click.option(
     "--n-context", type=click.IntRange(min=1), help="A longer context than the run's; not for learned positions."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@on_device
 @click.option(
     "--engine",
     type=click.Choice(["auto", "eager", "native", "graph"]),
@@ -59,7 +58,7 @@ from tools.native import build_first
     type=click.Choice(["float32", "bfloat16", "int8"]),
     help="What the weights are rounded to (default: as the run has them); int8 is the native engine's.",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
+@with_threads
 @click.option("--list-presets", is_flag=True, help="Show the presets and stop; needs no run.")
 def generate(**given):
     """Continue a prompt, token by token."""

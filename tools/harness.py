@@ -2,11 +2,11 @@
 
 import click
 
+from tools.options import from_run, on_device
+
 
 @click.command()
-@click.option(
-    "--run", metavar="RUN", help="A run or step folder, or a run's name (default: the newest run's best step)."
-)
+@from_run
 @click.option(
     "--tasks",
     default="gptcore_choice,gptcore_last_word,gptcore_text,gptcore_repeat",
@@ -22,7 +22,7 @@ import click
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples of a task.")
 @click.option("--output-path", type=click.Path(), help="Write the harness's own results and samples here.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@on_device
 def harness(**given):
     """Run tasks of lm-evaluation-harness (the extra [harness]) on a run."""
     import subprocess

@@ -2,6 +2,8 @@
 
 import click
 
+from tools.options import from_run
+
 
 @click.command()
 @click.argument("name")
@@ -57,9 +59,7 @@ def import_(file, dtype, run, tokenizer):
 
 
 @click.command()
-@click.option(
-    "--run", metavar="RUN", help="A run or step folder, or a run's name (default: the newest run's best step)."
-)
+@from_run
 @click.option(
     "--format",
     "format_",

@@ -2,6 +2,8 @@
 
 import click
 
+from tools.options import on_device, with_threads
+
 
 @click.command("sampling-demo")
 @click.option(
@@ -10,8 +12,8 @@ import click
 @click.option("--prompt", default="Return the", show_default=True, metavar="TEXT", help="What --run continues.")
 @click.option("--draws", type=click.IntRange(min=1), default=20, show_default=True, help="Draws of each setting.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Random seed: the same one draws the same.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
+@on_device
+@with_threads
 def sampling_demo(**given):
     """See what the sampling settings do: exact probabilities beside drawn frequencies."""
     from rich.console import Console

@@ -8,7 +8,7 @@ is the same run.
 import click
 
 from tools.modes import ACCUMULATION, MICRO_BATCH, MODES, N_CONTEXT
-from tools.numbers import Number
+from tools.options import Number, in_cache, on_device, with_threads
 
 ARCHITECTURES = ("gpt2", "alibi", "llama", "qwen3", "phi", "neox", "seed")
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi")
@@ -43,9 +43,7 @@ POSITIVE = click.IntRange(min=1)
     show_default=True,
     help="How documents fill sequences.",
 )
-@click.option(
-    "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
-)
+@in_cache
 @click.option(
     "--cache-gb",
     type=Number(min=0, min_open=True),
@@ -83,7 +81,7 @@ POSITIVE = click.IntRange(min=1)
     help="Largest norm of an update's gradient.",
 )
 @click.option("--seed", type=int, default=42, show_default=True, help="Random seed of weights, order and dropout.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@on_device
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16"]),
@@ -100,7 +98,7 @@ POSITIVE = click.IntRange(min=1)
     help="torch.compile: auto pays it for runs of 2 minutes or more.",
 )
 @click.option("--no-compile", is_flag=True, help="The same as --compile off.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
+@with_threads
 @click.option("--save-every", type=POSITIVE, help="Updates between saves (default: about a minute).")
 @click.option("--run", metavar="NAME", help="Name of the new run (default: quick-001 and so on).")
 @click.option("--resume", is_flag=False, flag_value="", metavar="[RUN]", help="Go on with a run: the newest, or RUN.")

@@ -3,7 +3,7 @@
 import click
 
 from tools.interpret.options import with_html, with_model, with_text
-from tools.numbers import Number
+from tools.options import Number, in_cache
 
 
 def place(context, parameter, value):
@@ -31,9 +31,7 @@ def place(context, parameter, value):
     "--lens", type=click.Choice(["logit", "tuned"]), default="logit", show_default=True,
     help="tuned: through translators, fitted on the run's own text when first asked for, and saved.",
 )  # fmt: skip
-@click.option(
-    "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
-)
+@in_cache
 @with_model
 @with_html
 def logit_lens(**given):

@@ -2,6 +2,8 @@
 
 import click
 
+from tools.options import from_run, on_device, with_threads
+
 
 def _all(*decorators):
     def decorate(command):
@@ -19,11 +21,9 @@ with_text = _all(
 )
 
 with_machine = _all(
-    click.option(
-        "--run", metavar="RUN", help="A run or step folder, or a run's name (default: the newest run's best step)."
-    ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-    click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores)."),
+    from_run,
+    on_device,
+    with_threads,
     click.option("--seed", type=int, default=42, show_default=True, help="Of whatever is drawn."),
 )
 

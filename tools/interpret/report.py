@@ -3,7 +3,7 @@
 import click
 
 from tools.interpret.options import with_machine
-from tools.numbers import Number
+from tools.options import Number
 
 
 @click.command()

@@ -3,7 +3,7 @@
 import click
 
 from tools.interpret.options import with_model
-from tools.numbers import Number
+from tools.options import Number
 
 
 def places(context, parameter, value):
