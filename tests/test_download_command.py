@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-import time
 
 import pytest
 from hub import serving, write_fineweb
@@ -128,14 +127,12 @@ def test_doctor_tries_a_stream_and_needs_the_network_once(fineweb, tmp_path):
 
 
 def test_without_a_network_one_line_says_what_to_do(tmp_path):
-    began = time.monotonic()
     done = typed("train", "--mode", "quick", "--data", "fineweb-edu", cwd=tmp_path, **surroundings(tmp_path))
     assert (done.status, done.stderr.count("\n")) == (2, 1)
     assert "--data python-docs needs no network" in done.stderr
     done = typed("train", "--mode", "quick", "--steps", "1", *TINY, cwd=tmp_path, **surroundings(tmp_path))
     assert done.status == 0, done.stderr
     assert "Data: python-docs, because the hub cannot be reached" in done.stdout
-    assert time.monotonic() - began < 100  # a hang would be longer
     done = typed("train", "--data", "fineweb-edu", "--mix", "1,2", cwd=tmp_path)
     assert (done.status, "mix: expected a weight for each of 1 sources" in done.stderr) == (2, True)
 

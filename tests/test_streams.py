@@ -163,7 +163,7 @@ def test_training_begins_with_the_first_shard_and_reads_the_others_as_they_come(
 
 
 def test_bestfit_knows_a_planned_streams_sequences_without_it(fineweb, tmp_path, small):
-    """Seen to fail: to read what a run has held out, all that it was trained on was fetched again."""
+    """To read what a run has held out, nothing that it was trained on is fetched again."""
     ways = {"cache": tmp_path, "tokens_per_epoch": 60_000, "packing": "bestfit", **SIZES}
     with serving(fineweb[0]) as hub:
         small.setenv("HF_ENDPOINT", hub.address)

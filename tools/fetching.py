@@ -1,6 +1,5 @@
 """What downloads look like, what they may use, and what they must leave alone."""
 
-import json
 import os
 import time
 from contextlib import contextmanager
@@ -79,17 +78,13 @@ def entry_table(entries):
 
 def verify(console, cache, entries) -> int:
     """Print what is wrong with the shards; 2 if anything is."""
-    faults = [fault for entry in entries for fault in shards.broken(Path(cache, entry.folder), rows(cache, entry))]
+    folders = [Path(cache, entry.folder) for entry in entries]
+    faults = [fault for folder in folders for fault in shards.broken(folder, shards.rows(folder))]
     for fault in faults:
         console.print(fault, style="yellow", markup=False, soft_wrap=True)
     n_shards = sum(entry.n_shards for entry in entries)
     console.print(f"{n_shards - len({fault.rpartition('.')[0] for fault in faults})} of {n_shards} shards are whole.")
     return 2 if faults else 0
-
-
-def rows(cache, entry) -> list[dict]:
-    """The rows of every shard of an entry: its counts and sha256."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in Path(cache, entry.folder).glob("*-?????.json")]
 
 
 def clear(console, cache, entries, name) -> int:

@@ -4,13 +4,13 @@ What you learn here: a cache is bounded by forgetting what was used longest ago.
 out, and what was made of the user's own files is never forgotten.
 """
 
-import json
 import os
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
 
 from .shards import FILES, read_chunks, read_manifest
+from .shards import rows as shard_rows
 
 
 class Entry(NamedTuple):
@@ -34,7 +34,7 @@ def entries(cache) -> list[Entry]:
         about = read_chunks(folder) if is_stream else read_manifest(folder)
         facts = about["about"] if is_stream else about
         n_tokens, n_shards = {}, 0
-        for row in _rows(folder):
+        for row in shard_rows(folder):
             side = row["name"].partition("-")[0]
             n_tokens[side], n_shards = n_tokens.get(side, 0) + row["n_tokens"], n_shards + 1
         rows = about["rows"] if is_stream else []
@@ -108,11 +108,6 @@ def _last_use(path):
         return path.stat().st_mtime
     except FileNotFoundError:  # removed by another process: there is nothing left to remove
         return float("inf")
-
-
-def _rows(folder):
-    for path in sorted(Path(folder).glob("*-?????.json")):
-        yield json.loads(path.read_text(encoding="utf-8"))
 
 
 def _n_written(chunks):

@@ -21,8 +21,6 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from .. import tokenizer as tokenizers
 from ..files import only_writer, sweep, write_whole
 from . import shards, streams
@@ -101,7 +99,7 @@ def fetch_(order, tell) -> None:
                 if order.budget is not None:
                     for name in evict_(cache, order.budget, keep):
                         tell(evicted=name)
-                if row["last"] or missing(folder, chunks, order.n_chunks) != number + 1:
+                if row["last"] or missing(folder, chunks, order.n_chunks, first=number + 1) != number + 1:
                     break
 
 
@@ -119,10 +117,10 @@ def pinned_(cache, stream):
     return stream._replace(revision=path.read_text(encoding="utf-8"))
 
 
-def missing(folder, chunks, n_chunks) -> int | None:
-    """The first chunk that is not there whole, among the n_chunks first ones and as many as the stream has."""
+def missing(folder, chunks, n_chunks, first=0) -> int | None:
+    """The first chunk from `first` on that is not there whole, among the n_chunks first ones that the stream has."""
     rows = chunks["rows"]
-    for number in range(n_chunks):
+    for number in range(first, n_chunks):
         if number >= len(rows):
             return None if rows and rows[-1]["last"] else number
         if shards.broken(folder, rows[number]["shards"].values()):
@@ -170,7 +168,7 @@ def chunked(documents, folder, tokenizer, n_shard, tell, *, side_of, first=0) ->
     side_of(text) names the shard; the first chunk has the number first. A chunk is closed when its training shard holds
     n_shard tokens.
     """
-    dtype = "<u2" if tokenizer.n_vocab <= 65_535 else "<u4"
+    dtype = shards.dtype_of(tokenizer)
     waiting, n_tokens, cursor, number = {}, {}, None, first
 
     def close(last):
@@ -181,9 +179,7 @@ def chunked(documents, folder, tokenizer, n_shard, tell, *, side_of, first=0) ->
         texts = [text for _, text in batch]
         for (after, text), ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
             side, cursor = side_of(text), after
-            waiting.setdefault(side, []).append(
-                (np.array([*ids, tokenizer.eot], dtype), len(text.encode("utf-8", "replace")))
-            )
+            waiting.setdefault(side, []).append(shards.stored(text, ids, tokenizer))
             n_tokens[side] = n_tokens.get(side, 0) + len(ids) + 1
             if n_tokens[side] >= n_shard and side == "train":
                 yield close(last=False)
@@ -233,9 +229,7 @@ def main(argv) -> int:
 
     def say(**line):
         with lock:
-            print(
-                json.dumps(line), file=output, flush=True
-            )  # a parent that is gone breaks the pipe, and that ends this process
+            print(json.dumps(line), file=output, flush=True)  # a parent that is gone breaks the pipe: our end
 
     def tell(n_documents=0, n_bytes=0, waiting=None, **events):
         facts["n_documents"] += n_documents

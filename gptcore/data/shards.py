@@ -111,7 +111,7 @@ def write_(folder, documents, tokenizer, about, cut=None) -> dict:
             digest.update(text.encode("utf-8", "replace") + b"\0")
             yield name, text
 
-    dtype = "<u2" if tokenizer.n_vocab <= 65_535 else "<u4"
+    dtype = dtype_of(tokenizer)
     waiting, n_waiting, n_written = {side: [] for side in SIDES}, dict.fromkeys(SIDES, 0), dict.fromkeys(SIDES, 0)
 
     def flush(side):
@@ -120,7 +120,7 @@ def write_(folder, documents, tokenizer, about, cut=None) -> dict:
 
     for batch in batches(split(read(), cut)):
         for (side, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
-            waiting[side].append((np.array([*ids, tokenizer.eot], dtype), len(text.encode("utf-8", "replace"))))
+            waiting[side].append(stored(text, ids, tokenizer))
             n_waiting[side] += len(ids) + 1
             if n_waiting[side] >= N_SHARD:
                 flush(side)
@@ -136,6 +136,16 @@ def write_(folder, documents, tokenizer, about, cut=None) -> dict:
     }
     write_whole(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
+
+
+def dtype_of(tokenizer) -> str:
+    """How an id is stored: in two bytes where all ids fit."""
+    return "<u2" if tokenizer.n_vocab <= 65_535 else "<u4"
+
+
+def stored(text, ids, tokenizer) -> tuple[np.ndarray, int]:
+    """A document as write_shard takes it: its ids with end of text, and how many bytes of UTF-8 its text has."""
+    return np.array([*ids, tokenizer.eot], dtype_of(tokenizer)), len(text.encode("utf-8", "replace"))
 
 
 def batches(pairs) -> Iterator[list[tuple]]:
@@ -183,8 +193,8 @@ def read_manifest(folder) -> dict | None:
 
 
 def rows(folder, side="") -> list[dict]:
-    """The counts and sha256 of the shards that exist, of one side or of both, in order."""
-    paths = sorted(path for path in Path(folder).glob(f"{side}*.json") if path.name.startswith(SIDES))
+    """The counts and sha256 of the shards that exist, of one side or of all, in order."""
+    paths = sorted(Path(folder).glob(f"{side or '*'}-?????.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 

@@ -8,6 +8,8 @@ replaced. A group is a shard: training begins with the first, and a later epoch 
 import os
 from pathlib import Path
 
+import numpy as np
+
 from .. import tokenizer as tokenizers
 from . import order, shards, streams
 from .budget import Entry, entries, touch
@@ -39,10 +41,9 @@ def prepare_stream(
     """
     at_least("tokens_per_epoch", tokens_per_epoch, n_context + 2)
     stream, n_shard, cache = streams.open_stream(source, text_field), shard_size(), Path(cache)
-    n_chunks = len(_rows(tokens_per_epoch, n_shard))
     download, path, chosen = _download_(source, stream, tokenizer, tokens_per_epoch, cache, text_field, budget, keep)
     download.watch = watch
-    n_there = _begin(download, stream, n_chunks)
+    n_late = _begin(download, stream)
     if not chosen:
         download.wait(path.is_file)
         chosen = tokenizers.load(path)
@@ -73,8 +74,8 @@ def prepare_stream(
         "groups": [[row] for row in _rows(tokens_per_epoch, n_shard)],
         "validation": shards.first_tokens(folder, held_out, max(tokens_per_epoch // 10, n_context + 2), whole=True),
     }
-    late = n_chunks - n_there
-    notes = (f"{stream.name}: {late} of {n_chunks} shards arrive while it trains",) if late > 0 else ()
+    late = f"{stream.name}: {n_late} of {download.order.n_chunks} shards arrive while it trains"
+    notes = (late,) if n_late else ()
     dataset = open_plan(plan, chosen, cache, download, notes)
     if packing != "concat":
         for (row,), (windows,) in zip(plan["groups"], dataset.groups, strict=True):
@@ -105,7 +106,7 @@ def reopen_stream(
         first = Download(asked._replace(n_chunks=1), folder)  # holds it; the others are for whoever trains
         first.watch = watch
         try:
-            _begin(first, stream, 1)
+            _begin(first, stream)
             first.wait_for_end()
         finally:
             first.close()
@@ -169,10 +170,10 @@ def fetch_all(
 
     The rest as in prepare_stream.
     """
-    stream, cache, n_chunks = streams.open_stream(source, text_field), Path(cache), len(_rows(n_tokens, shard_size()))
+    stream, cache = streams.open_stream(source, text_field), Path(cache)
     download, path, chosen = _download_(source, stream, tokenizer, n_tokens, cache, text_field, budget, keep)
     download.watch = watch
-    if _begin(download, stream, n_chunks) < n_chunks:
+    if _begin(download, stream):
         if not chosen:
             download.wait(path.is_file)
         download.wait_for_end()
@@ -220,11 +221,11 @@ def _download_(source, stream, tokenizer, n_tokens, cache, text_field, budget, k
     return Download(asked, folder), path, chosen
 
 
-def _begin(download, stream, n_chunks) -> int:
-    """Start the download unless all is there; how many chunks are. ValueError, at once, where it cannot begin."""
-    n_there = download.gap()
+def _begin(download, stream) -> int:
+    """Start the download unless all is there; how many chunks are not. ValueError, at once, where it cannot begin."""
+    n_there, n_chunks = download.gap(), download.order.n_chunks
     if n_there is None:
-        return n_chunks
+        return 0
     if not os.path.isdir(stream.repository) and not hub_reachable():
         why = "the network is not to be used" if is_offline() else "the hub cannot be reached"
         raise ValueError(
@@ -232,7 +233,7 @@ def _begin(download, stream, n_chunks) -> int:
             "--data python-docs needs no network"
         )
     download.start()
-    return n_there
+    return n_chunks - n_there
 
 
 def _tokenizer_(tokenizer, cache, stream):
@@ -262,7 +263,7 @@ def _rows(n_tokens, n_shard):
 
 def _check_budget(tokenizer, n_tokens, budget, cache):
     """Raise ValueError, before anything is fetched, for a plan that the cache may not hold."""
-    n_bytes = 1.1 * n_tokens * (2 if tokenizer.n_vocab <= 65_535 else 4)  # a tenth more is held out
+    n_bytes = 1.1 * n_tokens * np.dtype(shards.dtype_of(tokenizer)).itemsize  # a tenth more is held out
     if budget is not None and n_bytes > budget:
         raise ValueError(
             f"cache-gb: expected room for {n_bytes / 1e9:.3g} GB of shards in {cache}, got {budget / 1e9:.3g} GB"
