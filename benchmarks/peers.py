@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from gptcore.config import architecture
+from gptcore.pretrained import export, gpt2
+from gptcore.pretrained.gguf import tensors, write_numbers
 
 
 class Attention(nn.Module):
@@ -136,29 +138,12 @@ class Transformers:
     def __init__(self, params, config):
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        shape = GPT2Config(
-            vocab_size=config.n_vocab, n_positions=config.n_context, n_embd=config.d_model, n_layer=config.n_layer,
-            n_head=config.n_head, n_inner=config.d_ff, activation_function=GELUS[config.mlp],
-            layer_norm_epsilon=config.norm_eps, bos_token_id=None, eos_token_id=None,
-        )  # fmt: skip
+        params, config = export.plain(params, config)
+        shape = GPT2Config(**gpt2.config_to(config), bos_token_id=None, eos_token_id=None)
         self.model = GPT2LMHeadModel(shape).eval().to(params["embed"]["w"].dtype)
-        body = self.model.transformer
-        copies = [
-            (body.wte.weight, params["embed"]["w"][: config.n_vocab]),
-            (body.wpe.weight, params["positions"]["w"]),
-        ]
-        copies += _both(body.ln_f, params["norm_f"])
-        for block, p in zip(body.h, params["blocks"], strict=True):
-            copies += _both(block.ln_1, p["norm_1"]) + _both(block.ln_2, p["norm_2"])
-            layers = [
-                (block.attn.c_attn, _qkv(p)), (block.attn.c_proj, p["attn"]["o"]),
-                (block.mlp.c_fc, p["mlp"]["up"]), (block.mlp.c_proj, p["mlp"]["down"]),
-            ]  # fmt: skip
-            for module, leaf in layers:  # stored as (in, out) there
-                copies += _both(module, {"w": leaf["w"].T, "b": leaf["b"]})
-        with torch.no_grad():
-            for theirs, ours in copies:
-                theirs.copy_(ours)
+        leaves = {name: leaf.make() for name, leaf in export.leaves_of(params, config, gpt2).items()}
+        missing, extra = self.model.load_state_dict(leaves, strict=False)
+        assert (missing, extra) == (["lm_head.weight"], []), "the head is the embedding, and all else has its weights"
 
     @torch.no_grad()
     def logits(self, tokens):
@@ -241,46 +226,17 @@ def write_gguf(path, params, config, dtype):
 
     types = gguf.GGMLQuantizationType
     kind = {torch.float32: types.F32, torch.bfloat16: types.BF16, torch.int8: types.Q8_0}[dtype]
+    params, config = export.plain(params, config)
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_tokenizer_model("no_vocab")
-    writer.add_vocab_size(config.n_vocab)
-    writer.add_context_length(config.n_context)
-    writer.add_block_count(config.n_layer)
-    writer.add_embedding_length(config.d_model)
-    writer.add_feed_forward_length(config.d_ff)
-    writer.add_head_count(config.n_head)
-    writer.add_layer_norm_eps(config.norm_eps)
-    for name, leaf in _gguf_leaves(params, config):
-        matrix = leaf.dim() == 2 and name != "position_embd.weight"
-        one = kind if matrix else types.F32
-        writer.add_tensor(name, gguf.quants.quantize(leaf.float().numpy(), one), raw_dtype=one)
+    write_numbers(writer, config)
+    for name, leaf in tensors(params, config, gpt2):
+        one = kind if leaf.dim() == 2 and name != "position_embd.weight" else types.F32
+        writer.add_tensor(name, gguf.quants.quantize(leaf.float().contiguous().numpy(), one), raw_dtype=one)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _gguf_leaves(params, config):
-    yield "token_embd.weight", params["embed"]["w"][: config.n_vocab]
-    yield "position_embd.weight", params["positions"]["w"]
-    parts = {"output_norm": params["norm_f"]}
-    for i, p in enumerate(params["blocks"]):
-        block = {
-            "attn_norm": p["norm_1"], "attn_qkv": _qkv(p), "attn_output": p["attn"]["o"],
-            "ffn_norm": p["norm_2"], "ffn_up": p["mlp"]["up"], "ffn_down": p["mlp"]["down"],
-        }  # fmt: skip
-        parts |= {f"blk.{i}.{name}": leaf for name, leaf in block.items()}
-    for name, leaf in parts.items():
-        yield f"{name}.weight", leaf["w"]
-        yield f"{name}.bias", leaf["b"]
-
-
-def _qkv(p):
-    return {kind: torch.cat([p["attn"][name][kind] for name in "qkv"]) for kind in "wb"}
-
-
-def _both(module, leaf):
-    return [(module.weight, leaf["w"]), (module.bias, leaf["b"])]
 
 
 def _free(c, model, context):

@@ -94,16 +94,8 @@ def export_folder(params, config, words, folder, architectures, *, progress=lamb
 
 def write_folder(params, config, words, folder, architecture) -> None:
     """config.json, the weights leaf by leaf, the tokenizer."""
-    leaves = dict(tree.walk(params))
-    kind = leaves["embed.w"].dtype
-    parts = {
-        pair.theirs: Later(shape_of(pair, config), kind, lambda pair=pair: _joined(pair, leaves, config))
-        for pair in pairs(architecture.TABLE, config)
-    }
-    back = {theirs: name for name, theirs in getattr(architecture, "RENAMED", {}).items()}
-    parts = {back.get(name, name): part for name, part in parts.items()}
-    checkpoint.write_tensors(folder / WHOLE, parts, {"format": "pt"})
-    name = str(kind).removeprefix("torch.")
+    checkpoint.write_tensors(folder / WHOLE, leaves_of(params, config, architecture), {"format": "pt"})
+    name = str(params["embed"]["w"].dtype).removeprefix("torch.")
     about = {"architectures": [architecture.CLASS], "model_type": architecture.MODEL_TYPE, "torch_dtype": name}
     ends = {"bos_token_id": words.eot, "eos_token_id": words.eot}
     write_json(folder / "config.json", about | architecture.config_to(config) | ends)
@@ -117,6 +109,18 @@ def write_folder(params, config, words, folder, architecture) -> None:
             "clean_up_tokenization_spaces": False, "model_max_length": config.n_context,
         },
     )  # fmt: skip
+
+
+def leaves_of(params, config, architecture) -> dict[str, Later]:
+    """The weights of a plain model under transformers' names, each made when it is asked for."""
+    leaves = dict(tree.walk(params))
+    back = {theirs: name for name, theirs in getattr(architecture, "RENAMED", {}).items()}
+    return {
+        back.get(pair.theirs, pair.theirs): Later(
+            shape_of(pair, config), leaves["embed.w"].dtype, lambda pair=pair: _joined(pair, leaves, config)
+        )
+        for pair in pairs(architecture.TABLE, config)
+    }
 
 
 def write_json(path, content) -> None:

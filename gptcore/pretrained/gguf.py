@@ -10,9 +10,11 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gptcore import files, model, ops, tokenizer, tree
 from gptcore.pretrained import gpt2, llama, phi, qwen2, qwen3
@@ -65,13 +67,8 @@ def write_file(params, config, words, path, architecture) -> None:
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind])
     write_numbers(writer, config)
     write_words(writer, words, config.n_vocab)
-    leaves = dict(tree.walk(params))
-    names = gguf.get_tensor_name_map(kind, config.n_layer)
-    for pair in pairs(architecture.TABLE, config):
-        leaf = pair.how.join([leaves[name] for name in pair.ours], config)
-        if architecture is llama and re.search(r"\.[qk]_proj\.", pair.theirs):
-            leaf = _interleaved(leaf, config.d_head)
-        write_tensor(writer, names.get_name(pair.theirs, try_suffixes=(".weight", ".bias")), _as_stored(pair, leaf))
+    for name, leaf in tensors(params, config, architecture):
+        write_tensor(writer, name, leaf)
     if config.rope_scaling == "llama3":  # llama.cpp divides a pair's rate by its factor
         rate = config.rope_base ** (-torch.arange(0, config.d_rot, 2, dtype=torch.float32) / config.d_rot)
         settings = {"factor": config.rope_factor, "low": config.rope_low, "high": config.rope_high}
@@ -81,6 +78,19 @@ def write_file(params, config, words, path, architecture) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def tensors(params, config, architecture) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a plain model under GGUF's names, laid out as its readers expect them."""
+    import gguf
+
+    leaves = dict(tree.walk(params))
+    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, KNOWN[architecture]), config.n_layer)
+    for pair in pairs(architecture.TABLE, config):
+        leaf = pair.how.join([leaves[name] for name in pair.ours], config)
+        if architecture is llama and re.search(r"\.[qk]_proj\.", pair.theirs):
+            leaf = _interleaved(leaf, config.d_head)
+        yield names.get_name(pair.theirs, try_suffixes=(".weight", ".bias")), _as_stored(pair, leaf)
 
 
 def _as_stored(pair, leaf):
