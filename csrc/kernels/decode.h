@@ -10,8 +10,7 @@ constexpr int kSums = 4;             // independent sums of sixteen lanes: as ma
 
 // Rounded weights take several loads and conversions a line of the cache. While they wait for it they fill the queues,
 // and the machine does not see the next lines; so a line is touched as a whole first. What is asked for ahead goes to
-// the second level: the first has too few places for lines under way. On a Zen 4, GPT-2 124M, two threads, bf16 made
-// 8.1 to 9.4 ms a token with lines 4 kB ahead asked for at the first level and no touch, and 6.9 ms with this.
+// the second level: the first has too few places for lines under way. benchmarks/bench_decode.py shows what it is worth.
 constexpr int kAheadBytes = 8192;
 
 template <class W>
