@@ -70,6 +70,14 @@ class Rows(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def twins(config, first, length=9):
+    """Three clean prompts (3, length), and the same with every second token from `first` on replaced."""
+    clean = random_tokens(config, length=length)
+    corrupt = clean.clone()
+    corrupt[:, first::2] = (clean[:, first::2] + 7) % config.n_vocab
+    return clean, corrupt
+
+
 def recorder(names=None):
     """A tap that changes nothing and remembers what it saw, in order."""
     seen = {}

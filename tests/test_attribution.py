@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CONFIGS, Rows, random_params, random_tokens
+from cases import CONFIGS, Rows, random_params, random_tokens, twins
 from models import hand_built
 
 from gptcore import forward, generator
@@ -34,13 +34,6 @@ TARGET = torch.tensor([3, 8, 1])
 
 def close(got, wanted, atol=1e-10):
     torch.testing.assert_close(got, wanted, rtol=0, atol=atol)
-
-
-def pair(config, length=9):
-    clean = random_tokens(config, length=length)
-    corrupt = clean.clone()
-    corrupt[:, 3::2] = (clean[:, 3::2] + 7) % config.n_vocab
-    return clean, corrupt
 
 
 @every_config
@@ -105,7 +98,7 @@ def test_only_one_position_a_row_is_explained():
 @every_config
 def test_an_estimate_is_the_derivative_along_the_difference(config):
     """d metric / d step of a_corrupt + step (a_clean - a_corrupt), by central differences, at every site's cells."""
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 3)
     metric = logit_diff(TARGET, 5)
     names = [site for site in AXES if site != "resid_mid" or config.block == "sequential"]
     found = gradient_effects(params, config, clean, corrupt, metric, ["embed", *names] if config.n_layer else ["embed"])
@@ -138,7 +131,7 @@ def test_an_estimate_is_the_derivative_along_the_difference(config):
 def test_all_sites_take_a_few_forwards(steps, n):
     """Two and a backward pass at the corrupt run, however many sites there are. Seen to fail with a third."""
     config = CONFIGS["gpt2"]
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 3)
     with Rows() as rows:
         gradient_effects(params, config, clean, corrupt, logit(TARGET), ["attn.z", "mlp.out", "embed"], steps=steps)
     assert rows.n == n * len(clean)
@@ -146,7 +139,7 @@ def test_all_sites_take_a_few_forwards(steps, n):
 
 def test_estimates_are_summed_as_a_sweep_tells_cells_apart():
     config = CONFIGS["gqa"]
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 3)
     found = gradient_effects(params, config, clean, corrupt, logit(TARGET), ["attn.k", "attn.z"])
     assert found["attn.k"].shape == (2, 9, 2, 3)
     by_head = summed(found["attn.z"], "attn.z", ("layer", "head"))
@@ -158,7 +151,7 @@ def test_estimates_are_summed_as_a_sweep_tells_cells_apart():
 @every_config
 def test_h2_the_edges_of_a_writer_sum_to_the_writer(config):
     """At the corrupt run and on the way to the clean one. Seen to fail with edges to its own layer's queries."""
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 3)
     for steps in (0, 2):
         found = edge_effects(params, config, clean, corrupt, logit_diff(TARGET, 5), steps=steps)
         assert found.writers == writers(config)
@@ -178,7 +171,7 @@ def test_h2_the_edges_of_a_writer_sum_to_the_writer(config):
 def test_an_edge_is_what_its_reader_alone_would_feel(name):
     """Move one reader's input by a step of what the writer changed, and see the metric move."""
     config = CONFIGS[name]
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 3)
     metric = logit_diff(TARGET, 5)
     found = edge_effects(params, config, clean, corrupt, metric)
     moved = (lambda a, b: a - b)(*(decompose(params, config, tokens).parts for tokens in (clean, corrupt)))
@@ -251,7 +244,7 @@ def test_h3_in_a_trained_model_one_gradient_misleads_and_the_way_does_not(traine
 def test_h4_integrated_gradients_at_the_embedding_are_complete():
     """Their sum goes to the difference of the metric, with the square of the steps."""
     config = CONFIGS["gpt2"]
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 3)
     metric = logit_diff(TARGET, 5)
     wanted = measured(params, config, clean, metric) - measured(params, config, corrupt, metric)
 
@@ -266,7 +259,7 @@ def test_h4_integrated_gradients_at_the_embedding_are_complete():
 
 def test_the_largest_estimates_stand_beside_the_truth():
     config = CONFIGS["llama"]
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 3)
     metric, by = logit_diff(TARGET, 5), ("layer", "head", "position")
     found = gradient_effects(params, config, clean, corrupt, metric, ["attn.z"], steps=3)["attn.z"]
     found = summed(found, "attn.z", by)
@@ -282,7 +275,7 @@ def test_the_largest_estimates_stand_beside_the_truth():
 
 def test_what_does_not_fit_is_refused():
     config = CONFIGS["phi"]
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 3)
     run = lambda *words, **ways: gradient_effects(params, config, *words, **ways)
     with pytest.raises(ValueError, match=r"site: expected embed or one of .* that the model has, got 'resid_mid'"):
         run(clean, corrupt, logit(3), ["resid_mid"])

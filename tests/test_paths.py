@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CONFIGS, random_params, random_tokens
+from cases import CONFIGS, random_params, twins
 
 from gptcore import forward
 from gptcore.interpret.attribution import answer, decompose, direct, direction, seen_at
@@ -23,16 +23,9 @@ def close(got, wanted, atol=1e-9):
     torch.testing.assert_close(got, wanted, rtol=0, atol=atol)
 
 
-def pair(config, length=9):
-    clean = random_tokens(config, length=length)
-    corrupt = clean.clone()
-    corrupt[:, 2::2] = (clean[:, 2::2] + 7) % config.n_vocab
-    return clean, corrupt
-
-
 @every_config
 def test_g1_with_the_norm_held_a_head_tells_the_logits_its_direct_effect(config):
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 2)
     found = path_patch(params, config, clean, corrupt, writers(config), LOGITS, logit(TARGET), norm="linear")
     scale = seen_at(params, config, corrupt, [], -1)[1]["norm_f.scale"]
     along = direction(params, config, scale, answer(params, config, TARGET, None, corrupt)[0])
@@ -49,7 +42,7 @@ def test_g1_with_the_norm_held_a_head_tells_the_logits_its_direct_effect(config)
 @every_config
 def test_g2_all_senders_together_make_the_clean_logits(config):
     """Exactly, the positions being the same. Seen to fail with heads that answer to earlier senders."""
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 2)
     every = tuple(writers(config))
     found = path_patch(params, config, clean, corrupt, [every, ()], LOGITS, METRIC)
     close(found.patched[0], METRIC(forward(params, config, clean)[0][:, -1]))
@@ -61,7 +54,7 @@ def test_g2_all_senders_together_make_the_clean_logits(config):
 def test_g3_a_receiver_reads_the_corrupt_stream_plus_the_message(name):
     """Queries, keys, an MLP: W norm(x_corrupt + delta), delta being what the sender changed."""
     config = CONFIGS[name]
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 2)
     sender, p = Node("blocks.0.attn.z", 2), params["blocks"][1]
     listeners = [Node("blocks.1.attn.q", 1), Node("blocks.1.attn.k", 0), Node("blocks.1.mlp")]
     found = path_patch(params, config, clean, corrupt, [Node("embed"), sender], listeners, METRIC)
@@ -89,7 +82,7 @@ def test_g3_a_receiver_reads_the_corrupt_stream_plus_the_message(name):
 
 def test_g4_exact_and_linear_norms_differ_and_agree_for_small_messages():
     config = CONFIGS["gpt2"]
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 2)
 
     def gap(share):
         """The largest difference, relative to the message, when the sender writes only a share of its change."""
@@ -108,7 +101,7 @@ def test_g4_exact_and_linear_norms_differ_and_agree_for_small_messages():
 
 @every_config
 def test_with_everything_open_it_is_activation_patching(config):
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 2)
     ways = {"heads": "recompute", "mlps": "recompute"}
     if not config.n_layer:
         return
@@ -122,7 +115,7 @@ def test_with_everything_open_it_is_activation_patching(config):
 
 def test_what_does_not_fit_is_refused():
     config = CONFIGS["gpt2"]
-    params, (clean, corrupt) = random_params(config), pair(config)
+    params, (clean, corrupt) = random_params(config), twins(config, 2)
     run = lambda senders, receivers, **ways: path_patch(
         params, config, clean, corrupt, senders, receivers, METRIC, **ways
     )
