@@ -1,8 +1,10 @@
 """Law 9: what the README shows runs as written."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,8 @@ NOT_HERE = {
     "invoke import FILE": "stands for all",
     "invoke harness --run RUN --tasks …": "needs an extra; tests/test_scoring.py runs it",
 }
+if shutil.which(os.environ.get("CXX", "c++")) is None:
+    NOT_HERE["invoke build"] = "no C++ compiler"
 # Five minutes become seconds: the same command on a smaller model.
 SMALLER = "--epochs 2 --n-layer 1 --d-model 32 --n-context 64 --accumulation-steps 1 --save-every 2 --steps"
 

@@ -1,6 +1,7 @@
 """Law 6 in small, and what an update promises: passes, processes and interruptions do not change it."""
 
 import math
+import os
 import shutil
 from dataclasses import replace
 
@@ -120,7 +121,7 @@ def test_two_equal_runs_are_equal_and_a_seed_makes_another():
     assert not torch.equal(final(seed=2)["embed"]["w"], final(seed=1)["embed"]["w"])
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_training_repeats_itself_on_two_threads():
     """Five updates of one block, twice. Seen to fail without deterministic kernels: atomic additions."""
     threads = torch.get_num_threads()
