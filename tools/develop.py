@@ -22,7 +22,8 @@ def python(*words, folder=HOUSE, **more) -> int:
 def test(k, coverage):
     """Run the tests."""
     n = min(8, (os.cpu_count() or 1) + 1)  # one more than CPUs: many tests wait for a process of their own
-    chosen = ["-n", str(n), "--dist=loadfile", "--durations=15"]  # fixtures are made once a file
+    chosen = ["-n", "0" if k else str(n)]  # workers each collect the whole suite: too much for a few names
+    chosen += ["--dist=loadfile", "--durations=15"]  # fixtures are made once a file
     chosen += ["-k", k] if k else []
     covered = ["--cov", "--cov-report=term-missing", "--cov-report=html"] if coverage else []
     return python("pytest", *chosen, *covered)
