@@ -40,6 +40,7 @@ def write(path, content) -> None:
 def whole_folder(path):
     """A folder to fill; it becomes path, at once and for certain, when the block ends well, and goes otherwise."""
     folder = unseen(path)
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process that had our number
     folder.mkdir()
     try:
         yield folder
@@ -99,48 +100,60 @@ def sync_folder(path) -> None:
 
 @contextlib.contextmanager
 def only_writer(folder, name="data", patience=600):
-    """Wait until no other process writes into the folder, then be the one that does. A dead one's lock is taken over.
+    """Wait until no other process writes into the folder, then be the one that does.
 
-    Raises ValueError, which begins with name, after patience seconds. Should two processes find the same dead lock in
-    the same moment, both write: the same bytes, under names of their own until the rename.
+    The lock is the operating system's, on the file .lock, so it ends with its process, however that ends. Raises
+    ValueError, which begins with name, after patience seconds, and OSError where the file system knows no locks.
     """
     lock, deadline = Path(folder) / ".lock", time.monotonic() + patience
-    while True:
-        try:
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            break
-        except FileExistsError:
-            if _abandoned(lock):
-                lock.unlink(missing_ok=True)
-            elif time.monotonic() > deadline:
-                raise ValueError(f"{name}: expected to be the only writer, got a living process's {lock}") from None
-            else:
-                time.sleep(0.05)
+    while (handle := _locked(lock)) is None:
+        if time.monotonic() > deadline:
+            raise ValueError(f"{name}: expected to be the only writer, got a living process's {lock}")
+        time.sleep(0.05)
     try:
-        os.write(handle, str(os.getpid()).encode())
         yield
     finally:
-        os.close(handle)
-        lock.unlink(missing_ok=True)
-
-
-def _abandoned(lock):
-    if os.name == "nt":  # Windows does not let go of an open file, and asking it about a process would end that
-        try:
+        if os.name == "nt":  # Windows removes no open file, so the name goes last, unless the next one has it open
+            os.close(handle)
+            with contextlib.suppress(PermissionError):
+                lock.unlink(missing_ok=True)
+        else:
             lock.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _locked(lock):
+    """The open lock file, locked; None while somebody else has it."""
+    with named(lock):
+        try:
+            handle = os.open(lock, os.O_CREAT | os.O_RDWR)
         except PermissionError:
-            return False
-        return True
-    try:
-        content, age = lock.read_text(), time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return True
-    if not content.isdigit():
-        return age > 10  # just made: its process is about to write its number
-    try:
-        os.kill(int(content), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # somebody else's, and alive
-        return False
-    return False
+            if os.name == "nt":  # its last holder is just removing it
+                return None
+            raise
+        try:
+            _lock(handle)
+            if os.name == "nt" or os.path.samestat(os.fstat(handle), os.stat(lock)):
+                return handle
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # locked by another, or the name of a file that its last holder has removed
+        return None
+
+
+def _lock(handle):
+    """Lock an open file for this process, or raise BlockingIOError at once."""
+    if os.name == "nt":
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
