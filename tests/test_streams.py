@@ -125,6 +125,50 @@ def test_twenty_kills_leave_the_shards_of_an_undisturbed_download(fineweb, tmp_p
     assert contents(folder_of(killed)) == contents(folder_of(calm))
 
 
+def test_a_killed_parent_leaves_no_child_that_writes(fineweb, tmp_path, small):
+    """SIGKILL to whoever watches; its child ends by itself, and the next download goes on. Seen to fail when the child
+    did not mind that nobody reads what it tells."""
+    code = """
+import json, sys, time
+from gptcore.data import download, fetch
+got = download.Download(fetch.Order(**json.loads(sys.argv[1])))
+got.start()
+while not (got._child and got._facts):
+    time.sleep(0.01)
+print(got._child.pid, flush=True)
+time.sleep(100)
+"""
+    calm, killed = order_for(tmp_path / "calm", "fineweb-edu"), order_for(tmp_path / "killed", "fineweb-edu")
+    with serving(fineweb[0]) as hub:
+        small.setenv("HF_ENDPOINT", hub.address)
+        hub.trouble = lambda path: 0.3
+        parent = subprocess.Popen([sys.executable, "-c", code, json.dumps(killed._asdict())], stdout=subprocess.PIPE)
+        child = int(parent.stdout.readline())
+        os.kill(child, 0)
+        hub.trouble = lambda path: "hang"  # no chunk more, whose telling would fail
+        parent.kill()
+        parent.communicate()
+        end = time.monotonic() + 20
+        while running(child):
+            assert time.monotonic() < end, "the child writes on"
+            time.sleep(0.05)
+        assert len(contents(folder_of(killed))) < 50
+        hub.trouble = lambda path: None
+        assert forked(killed, [0]) == forked(calm, [0]) == [0]
+    assert contents(folder_of(killed)) == contents(folder_of(calm))
+    assert len(contents(folder_of(killed))) > 50
+
+
+def running(pid):
+    """Does this process, not ours, still run? One that has ended and that nobody asks for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or " Z " not in stat.read_text()
+
+
 def test_wikitext_keeps_its_articles_and_its_splits(tmp_path, small):
     root = tmp_path / "wikitext"
     articles = write_wikitext(root)
