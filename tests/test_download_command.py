@@ -1,6 +1,7 @@
 """invoke download, invoke data and invoke train on a stream, typed, with a small hub on loopback."""
 
 import hashlib
+import shutil
 import threading
 
 import pytest
@@ -98,6 +99,32 @@ def test_a_download_goes_on_where_it_was_stopped_and_the_cache_can_be_looked_at(
     assert gone.status == 0
     assert not folder.exists()
     assert typed("data", "--clear", "nothing", cwd=tmp_path).status == 2
+
+
+def test_two_runs_on_one_cache_rob_each_other_of_nothing(fineweb, tmp_path):
+    """One is stopped; another folder's download makes room for itself, and may not take the first one's shards. Seen to
+    fail when only the runs in the same folder counted."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir(), other.mkdir()
+    around, cache = surroundings(tmp_path), ["--cache", tmp_path / "cache"]
+    words = ["--data", f"hf:{fineweb}#sample-10BT", "--run", "first", "--tokens-per-epoch", "80000", *cache, *TINY]
+    first = Typed("train", *words, "--steps", "2000", "--epochs", "1", "--save-every", "1", cwd=one, **around)
+    first.wait_for(lambda: (one / "runs/first/latest").exists() and "update" in first.stdout)
+    first.wait_for(lambda: len(list((tmp_path / "cache").glob("*/*/train-*.json"))) == 2)
+    first.signal(SIGINT)
+    assert first.end().status == 130
+    before = {path: path.read_bytes() for path in (tmp_path / "cache").glob("*/*/train-*")}
+    asked = ["--data", f"hf:{fineweb}/#sample-10BT", "--tokens", "80000", "--tokenizer", "byte", *cache]
+    full = typed("download", *asked, "--cache-gb", "0.0003", cwd=other, **around)
+    assert (full.status, full.stderr.count("\n")) == (2, 1)
+    assert "cache-gb: expected at most" in full.stderr
+    assert {path: path.read_bytes() for path in before if path.exists()} == before
+    cleared = typed("data", "--clear", "all", *cache, cwd=other, **around)
+    assert (cleared.status, "that no unfinished run needs" in cleared.stderr) == (2, True)
+    shutil.rmtree(one / "runs/first")  # nobody needs them any more
+    asked[3] = "120000"
+    assert typed("download", *asked, "--cache-gb", "0.0004", cwd=other, **around).status == 0
+    assert not all(path.exists() for path in before)
 
 
 def test_a_full_disk_stops_it_with_one_line_and_loses_nothing(fineweb, tmp_path):

@@ -409,6 +409,19 @@ def test_the_cache_keeps_to_its_budget_and_to_what_is_planned(fineweb, tmp_path,
     )
 
 
+def test_what_a_run_elsewhere_needs_stays(fineweb, tmp_path, small):
+    """The run begins after the download that makes room. Seen to fail when that knew the runs of its start alone."""
+    order = order_for(tmp_path, f"hf:{fineweb[0]}#sample-10BT")
+    fetch.fetch_(order, lambda **facts: None)
+    place = folder_of(order).relative_to(tmp_path).as_posix()
+    budget.pin(tmp_path, tmp_path / "run", [f"{place}/train-00000"])
+    size = budget.folder_bytes(tmp_path)
+    assert budget.evict_(tmp_path, size - 1) == [f"{place}/train-00001"]
+    budget.unpin(tmp_path, tmp_path / "run")
+    size = budget.folder_bytes(tmp_path)
+    assert budget.evict_(tmp_path, size - 1) == [f"{place}/train-00000"]
+
+
 def test_a_plan_that_the_cache_cannot_hold_ends_in_one_line(fineweb, tmp_path, small):
     """Seen to fail: while the tokenizer was still to be trained nobody knew the plan's shards, so each made room for
     the next, and the first was fetched again without end."""

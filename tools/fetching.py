@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptcore import checkpoint
-from gptcore.data import shards
+from gptcore.data import budget, shards
 from gptcore.data.download import OFFLINE
 from gptcore.files import only_writer, remove_folder
 from tools.view import duration
@@ -20,19 +20,44 @@ def ways(given, cache_gb) -> dict:
     """The budget, and the shards that must stay, as gptcore.data takes them. --offline is for the whole process."""
     if given["offline"]:
         os.environ.update(dict.fromkeys(OFFLINE, "1"))
-    return {"budget": int(1e9 * (given["cache_gb"] or cache_gb)), "keep": needed()}
+    return {"budget": int(1e9 * (given["cache_gb"] or cache_gb)), "keep": needed(given["cache"])}
 
 
-def needed(root="runs") -> tuple[str, ...]:
-    """The training shards that the plans of unfinished runs name, as paths relative to the cache."""
-    names = []
-    for info in checkpoint.list_runs(root):
-        plan, n_steps = info.run.get("plan") or {}, info.run.get("n_steps", 0)
-        if info.latest is not None and info.latest >= n_steps:
-            continue
-        for part in plan.get("members", [plan]):
-            names += [f"{part['folder']}/{row['name']}" for group in part.get("groups", ()) for row in group]
-    return tuple(names)
+def needed(cache, root="runs") -> tuple[str, ...]:
+    """The training shards that the plans of unfinished runs name, as paths relative to the cache.
+
+    The runs in root, and those elsewhere that the cache knows; it forgets the ones that are finished or gone.
+    """
+    names = [name for info in checkpoint.list_runs(root) if unfinished(info) for name in planned(info.run)]
+    for run_dir, shards_of_run in budget.pins(cache).items():
+        if (run_dir / "run.json").exists() and unfinished(checkpoint.read_info(run_dir)):
+            names += shards_of_run
+        else:
+            budget.unpin(cache, run_dir)
+    return tuple(dict.fromkeys(names))
+
+
+def unfinished(info) -> bool:
+    """Has the run updates left to make?"""
+    return info.latest is None or info.latest < info.run.get("n_steps", 0)
+
+
+def planned(run) -> list[str]:
+    """The training shards of a run's plan, as paths relative to the cache."""
+    plan = run.get("plan") or {}
+    return [
+        f"{part['folder']}/{row['name']}"
+        for part in plan.get("members", [plan])
+        for group in part.get("groups", ())
+        for row in group
+    ]
+
+
+def pin(cache, run_dir, run) -> None:
+    """Keep what a run reads of streams in the cache, for as long as it is unfinished."""
+    plan = run["plan"]
+    if any("stream" in part for part in plan.get("members", [plan])):
+        budget.pin(cache, run_dir, planned(run))
 
 
 @contextmanager
@@ -94,7 +119,7 @@ def clear(console, cache, entries, name) -> int:
         known = ", ".join(entry.folder.as_posix() for entry in entries) or "an empty cache"
         raise ValueError(f"clear: expected all or one of {known}, got {name}")
     for entry in chosen:
-        if wanted := [shard for shard in needed() if shard.startswith(f"{entry.folder.as_posix()}/")]:
+        if wanted := [shard for shard in needed(cache) if shard.startswith(f"{entry.folder.as_posix()}/")]:
             raise ValueError(f"clear: expected a folder that no unfinished run needs, got {wanted[0]}")
     for entry in chosen:
         with only_writer(Path(cache, entry.folder), patience=0):

@@ -117,6 +117,7 @@ def begin(given, console, chosen=frozenset()) -> Job:
         "machine": machine(place, options), "argv": sys.argv[1:],
     } | (finetuning.facts(base, given) if base else {})  # fmt: skip
     path = checkpoint.create_run("runs", given["run"], run, dataset.tokenizer)
+    fetching.pin(given["cache"], path, run)
     dataset = replace(dataset, tokenizer=dataset.tokenizer.with_rows(config.n_vocab))
     state = init_state(params, config, options)
     if base and (known := finetuning.moments(base, given, options.optimizer.kind)):
@@ -390,6 +391,7 @@ def reopen(given, chosen, console) -> Job:
         options = replace(options, compiled=given["compile_"] == "on")
     mode = MODES.get(run["mode"], MODES["medium"])  # a fine-tuning has none
     words, ways = tokenizer.load(path / "tokenizer.json"), fetching.ways(given, mode["cache_gb"])
+    fetching.pin(given["cache"], path, run)
     with fetching.shown(console, "Reading the text") as watch:
         dataset = reopen_data(run["plan"], words, cache=given["cache"], watch=watch, **ways)
     dataset = replace(dataset, tokenizer=dataset.tokenizer.with_rows(config.n_vocab))

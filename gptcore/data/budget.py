@@ -4,11 +4,14 @@ What you learn here: a cache is bounded by forgetting what was used longest ago.
 out, and what was made of the user's own files is never forgotten.
 """
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
 
+from ..files import write_whole
 from .shards import FILES, read_chunks, read_manifest
 from .shards import rows as shard_rows
 
@@ -60,12 +63,13 @@ def folder_bytes(folder) -> int:
 def evict_(cache, budget, keep=()) -> list[str]:
     """Remove training shards of streams, the one used longest ago first, until the cache holds at most budget bytes.
 
-    keep: what stays, relative to the cache, "folder/train-00000" for a shard and "folder/" for all below. Returns what
-    went. Raises ValueError with both sizes where nothing more may go.
+    keep: what stays beside all that is pinned, relative to the cache, "folder/train-00000" for a shard and "folder/"
+    for all below. Returns what went. Raises ValueError with both sizes where nothing more may go.
     """
     gone, size = [], folder_bytes(cache)
     if size <= budget:
         return gone
+    keep = (*keep, *(name for names in pins(cache).values() for name in names))
     for path in sorted(Path(cache).glob("*/*/train-*.json"), key=_last_use):
         name = path.relative_to(cache).with_suffix("").as_posix()
         if name.startswith(tuple(keep)) or not (path.parent / "chunks.json").is_file():
@@ -77,6 +81,33 @@ def evict_(cache, budget, keep=()) -> list[str]:
     raise ValueError(
         f"cache-gb: expected at most {budget / 1e9:.3g} GB in {cache}, got {size / 1e9:.3g} GB that nothing may go from"
     )
+
+
+def pin(cache, run_dir, names) -> None:
+    """Keep shards, named as in evict_, for a run, whatever process makes room, until they are unpinned.
+
+    The cache itself remembers it: whoever evicts may never have heard of the run, which may have begun since.
+    """
+    path = _pin_path(cache, run_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps({"run": str(Path(run_dir).resolve()), "shards": list(names)}))
+
+
+def unpin(cache, run_dir) -> None:
+    """Let a run's shards go."""
+    _pin_path(cache, run_dir).unlink(missing_ok=True)
+
+
+def pins(cache) -> dict[Path, list[str]]:
+    """The shards that are pinned, by run folder."""
+    found = {}
+    for path in sorted(Path(cache, "plans").glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:  # unpinned by another process
+            continue
+        found[Path(content["run"])] = content["shards"]
+    return found
 
 
 def remove_shard(folder, name) -> int:
@@ -92,6 +123,11 @@ def remove_shard(folder, name) -> int:
 def touch(folder, name) -> None:
     """Remember that a shard was used now."""
     os.utime(Path(folder) / f"{name}.json")
+
+
+def _pin_path(cache, run_dir):
+    word = hashlib.sha256(str(Path(run_dir).resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return Path(cache, "plans", f"{word}.json")
 
 
 def _size(path):

@@ -109,7 +109,7 @@ class Download:
 
     def wait_for_chunk(self, number) -> None:
         """Return when the chunk's shards are there."""
-        self.wait(lambda: number in self._chunks or self._on_disk(number))
+        self.wait(lambda: self._on_disk(number))  # one that has come may have gone: another process made room
 
     def wait_for_end(self) -> None:
         """Return when everything that was asked for is there, or all that the stream has. Raises as wait does."""
