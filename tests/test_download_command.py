@@ -127,6 +127,24 @@ def test_two_runs_on_one_cache_rob_each_other_of_nothing(fineweb, tmp_path):
     assert not all(path.exists() for path in before)
 
 
+def test_held_out_text_that_is_gone_is_fetched_aloud_or_not_at_all(fineweb, tmp_path):
+    """Seen to fail when evaluate fetched without a word, and knew no --offline."""
+    words = ["--data", "fineweb-edu", "--run", "short", "--tokens-per-epoch", "30000", "--steps", "1", "--epochs", "1"]
+    with serving(fineweb) as hub:
+        around = surroundings(tmp_path, hub.address)
+        assert typed("train", *words, *TINY, cwd=tmp_path, **around).status == 0
+        quiet = typed("evaluate", "--run", "short", cwd=tmp_path, **around)
+        for path in tmp_path.glob("data/*/*/val-*"):
+            path.unlink()
+        offline = typed("evaluate", "--run", "short", "--offline", cwd=tmp_path, **around)
+        aloud = typed("evaluate", "--run", "short", cwd=tmp_path, **around)
+    assert (offline.status, offline.stderr.count("\n")) == (2, 1)
+    assert "the network is not to be used" in offline.stderr
+    assert (quiet.status, aloud.status) == (0, 0)
+    assert "Fetching the held-out text" not in quiet.stdout
+    assert aloud.stdout.count("Fetching the held-out text, which is no longer in the cache") == 1
+
+
 def test_a_full_disk_stops_it_with_one_line_and_loses_nothing(fineweb, tmp_path):
     """Files of 60 kB at most: the first chunk's text does not fit."""
     words = ["--data", f"hf:{fineweb}#sample-10BT", "--tokenizer", "byte", "--tokens", "160000"]

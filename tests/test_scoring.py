@@ -14,6 +14,7 @@ import pytest
 import torch
 from cases import random_params
 from click.testing import CliRunner
+from rich.console import Console
 
 from gptcore import checkpoint, data, tree
 from gptcore import tokenizer as tokenizers
@@ -152,7 +153,7 @@ def test_the_gap_to_training_text_is_measured():
     """Both sides by the library, as many tokens of each."""
     call("evaluate", "--run", "bytes", "--train-gap", "--json", "scores.json")
     model, found = scoring.load("runs/bytes", GIVEN), read("scores.json")[0]
-    text = scoring.train_text(model, {"cache": "data"}, found["n_tokens"])
+    text = scoring.train_text(model, {"cache": "data"}, found["n_tokens"], Console(quiet=True))
     assert sum(len(document.tokens) for document in text) == found["n_tokens"]
     wanted = score_documents(model.params, model.config, scoring.pairs(text), eot=model.tokenizer.eot).loss
     assert found["train_gap"]["train_loss"]["value"] == pytest.approx(wanted, rel=1e-6)

@@ -310,6 +310,21 @@ def test_a_hub_that_answers_nothing_ends_in_one_line(fineweb, tmp_path, small):
         got.close()
 
 
+def test_what_is_held_out_is_not_waited_for_for_ever(fineweb, tmp_path, small):
+    """Whoever only measures says how long it waits, and is told. Seen to fail when all waited 13 minutes."""
+    with serving(fineweb[0]) as hub:
+        small.setenv("HF_ENDPOINT", hub.address)
+        dataset = data.prepare("fineweb-edu", "byte", cache=tmp_path, tokens_per_epoch=20_000, **SIZES)
+        dataset.download.close()
+        for path in (tmp_path / dataset.plan["folder"]).glob("val-*"):
+            path.unlink()
+        hub.trouble, told = (lambda path: "hang"), []
+        ways = {"cache": tmp_path, "patience": 1.0, "pauses": (), "watch": told.append}
+        with pytest.raises(download.Lost, match=r"gave up after 1 try: nothing came for 1 s"):
+            data.reopen(dataset.plan, dataset.tokenizer, **ways)
+        assert told
+
+
 def test_a_process_that_never_gets_further_is_given_up(fineweb, tmp_path, small):
     """Seen to fail: every process read the documents before the trouble again, which passed for progress."""
     with serving(fineweb[0]) as hub:

@@ -2,7 +2,7 @@
 
 import click
 
-from tools.options import Number, in_cache, on_device, with_threads
+from tools.options import Number, in_cache, offline, on_device, with_threads
 
 
 @click.command()
@@ -35,15 +35,17 @@ from tools.options import Number, in_cache, on_device, with_threads
     help='Compare answers instead: {"ctx", "endings", "label"} a line.',
 )
 @in_cache
+@offline
 @on_device
 @with_threads
 def compare(**given):
     """Rank runs or steps on the same documents, with paired intervals; say where no difference was shown."""
     from rich.console import Console
 
-    from tools import ranking
+    from tools import fetching, ranking
 
     console = Console(highlight=False)
+    fetching.obey(given["offline"])
     if given["choices"]:
         ranking.show_answers(given, console)
     else:

@@ -2,7 +2,7 @@
 
 import click
 
-from tools.options import from_run, in_cache, on_device, with_threads
+from tools.options import from_run, in_cache, offline, on_device, with_threads
 
 
 @click.command()
@@ -61,16 +61,18 @@ from tools.options import from_run, in_cache, on_device, with_threads
     help="Draw the reliability curve: what was said against what came true.",
 )
 @in_cache
+@offline
 @on_device
 @with_threads
 def evaluate(**given):
     """Measure a run: loss, perplexity, bits per byte and accuracy with intervals, or answers to questions."""
     from rich.console import Console
 
-    from tools import scoring
+    from tools import fetching, scoring
 
     console = Console(highlight=False)
     scoring.check_options(given)
+    fetching.obey(given["offline"])
     model = scoring.load(given["run"], given)
     found = {"run": model.name, "tokenizer": model.tokenizer.fingerprint}
     if given["choices"]:

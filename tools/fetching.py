@@ -17,10 +17,15 @@ from tools.view import duration
 
 
 def ways(given, cache_gb) -> dict:
-    """The budget, and the shards that must stay, as gptcore.data takes them. --offline is for the whole process."""
-    if given["offline"]:
-        os.environ.update(dict.fromkeys(OFFLINE, "1"))
+    """The budget, and the shards that must stay, as gptcore.data takes them."""
+    obey(given["offline"])
     return {"budget": int(1e9 * (given["cache_gb"] or cache_gb)), "keep": needed(given["cache"])}
+
+
+def obey(offline) -> None:
+    """--offline is for the whole process, and for those that it starts."""
+    if offline:
+        os.environ.update(dict.fromkeys(OFFLINE, "1"))
 
 
 def needed(cache, root="runs") -> tuple[str, ...]:

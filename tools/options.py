@@ -22,5 +22,8 @@ from_run = click.option(
 in_cache = click.option(
     "--cache", type=click.Path(file_okay=False), default="data", show_default=True, help="Folder of the token shards."
 )
+offline = click.option(
+    "--offline", is_flag=True, help="Fetch nothing, even where the run's held-out text is no longer in the cache."
+)
 on_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 with_threads = click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")

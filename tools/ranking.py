@@ -60,7 +60,7 @@ def show_ranking(given, console) -> None:
     for name, path in zip(names_of(paths), paths, strict=True):
         loaded = scoring.load(path, given)
         if texts is None:
-            documents = scoring.cut(scoring.read_text(loaded, given), given["tokens"], loaded.tokenizer)
+            documents = scoring.cut(scoring.read_text(loaded, given, console), given["tokens"], loaded.tokenizer)
             texts = [document.text for document in documents]
             size = block_size(documents, loaded.config.n_context)
         with console.status(Text(f"{name} reads {scoring.several(len(texts), 'document')}")):

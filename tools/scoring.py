@@ -34,9 +34,11 @@ from gptcore.evaluate.perplexity import (
     verdict,
     windows,
 )
+from tools import fetching
 from tools.machine import set_up
 from tools.reliability import reliability_svg
 
+PATIENCE = 60.0  # seconds without anything new after which fetching text is given up
 N_WORST = 20  # tokens shown in context
 BANDS = ((20, "excellent"), (50, "good"), (100, "decent"), (math.inf, "needs work"))  # cl100k_base only
 
@@ -94,7 +96,7 @@ def most_tokens(model, given) -> int:
     return given["tokens"] or own or 10_000_000
 
 
-def read_text(model, given) -> list[Document]:
+def read_text(model, given, console) -> list[Document]:
     """The text that --data names, or what the model's run has held out."""
     words = model.tokenizer
     if given["data"]:
@@ -102,21 +104,26 @@ def read_text(model, given) -> list[Document]:
         texts = [text for _, text in corpus.documents()]
         n_bytes = [len(text.encode("utf-8", "replace")) for text in texts]
         return list(map(Document, texts, words.encode_batch(texts), n_bytes))
-    held_out = own_text(model, given).validation
+    held_out = own_text(model, given, console).validation
     return [Document(words.decode(tokens), list(tokens), size) for tokens, size in held_out]
 
 
-def own_text(model, given, *, fetch=True) -> data.Dataset:
-    """The text that the model's run was trained on. Raises ValueError where there is none, or it is not here."""
+def own_text(model, given, console, *, fetch=True) -> data.Dataset:
+    """The text that the model's run was trained on; what it has held out of a stream is fetched again if it is gone.
+
+    Raises ValueError where there is none, it is not here and not to be fetched, or its download gets nowhere.
+    """
     if not model.run.get("plan"):
         raise ValueError(f"data: expected --data for {model.name}, which has no text of its own, got none")
-    return data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"], fetch=fetch)
+    once = {"patience": PATIENCE, "pauses": ()}  # somebody waits for this
+    with fetching.shown(console, "Fetching the held-out text, which is no longer in the cache") as watch:
+        return data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"], fetch=fetch, watch=watch, **once)
 
 
-def train_text(model, given, n_tokens) -> list[Document]:
+def train_text(model, given, n_tokens, console) -> list[Document]:
     """The first tokens of the training text, as many as were held out."""
     found, left = [], n_tokens
-    for shard in own_text(model, given).training_shards():
+    for shard in own_text(model, given, console).training_shards():
         for tokens, size in shards.whole_documents(shard):
             if left <= 0:
                 break
@@ -153,7 +160,7 @@ def pairs(documents) -> list[tuple]:
 
 def show_perplexity(model, given, console) -> dict:
     """Score the text, print what came out, and return it for JSON."""
-    documents = cut(read_text(model, given), most_tokens(model, given), model.tokenizer)
+    documents = cut(read_text(model, given, console), most_tokens(model, given), model.tokenizer)
     texts = [document.text for document in documents]
     forecasts = given["calibration"] or given["svg"]
     measure = full if forecasts or given["per_token"] else likelihood
@@ -163,7 +170,7 @@ def show_perplexity(model, given, console) -> dict:
     seconds = time.perf_counter() - began
     units, unit = in_units(model, documents, measures, n_tokens, scores)
     found = intervals(units, generator=device.generator("evaluate"))
-    ladder = references(pairs(documents), model.config.n_vocab, counts=counts(model, given), texts=texts)
+    ladder = references(pairs(documents), model.config.n_vocab, counts=counts(model, given, console), texts=texts)
     console.print(facts(model, given, documents, scores, seconds))
     console.print(score_table(found))
     for line in reading(model, given, scores, found, ladder, texts, f"{len(units.nats)} {unit}"):
@@ -266,11 +273,11 @@ def against_training(trained, measured, *, other) -> str:
     return f"Training perplexity {trained:.4g}, here {measured:.4g} ({measured - trained:+.4g}): {words}."
 
 
-def counts(model, given):
+def counts(model, given, console):
     """How often each id came in training; None where the run's text is not here."""
     total = torch.zeros(model.config.n_vocab, dtype=torch.long)
     try:
-        for shard in own_text(model, given, fetch=False).training_shards():
+        for shard in own_text(model, given, console, fetch=False).training_shards():
             total += torch.bincount(torch.from_numpy(shard.tokens.astype("int64")), minlength=len(total))
     except ValueError:  # the verdict then does without token frequencies
         return None
@@ -279,7 +286,7 @@ def counts(model, given):
 
 def show_gap(model, given, held_out, n_tokens, console) -> dict:
     """Training text measured in the same way, and the difference, each with its interval."""
-    documents = train_text(model, given, n_tokens)
+    documents = train_text(model, given, n_tokens, console)
     trained, _ = in_units(model, documents, *score(model, documents, given))
     loss = intervals(trained, generator=device.generator("evaluate", "train"))["loss"]
     more = gap(held_out, trained, generator=device.generator("evaluate", "gap"))

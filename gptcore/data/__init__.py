@@ -111,22 +111,21 @@ def prepare(
     return _open(plan, chosen, cache, tuple(notes))
 
 
-def reopen(plan, tokenizer, *, cache, budget=None, keep=(), watch=lambda progress: None, fetch=True) -> Dataset:
+def reopen(plan, tokenizer, *, cache, fetch=True, **fetching) -> Dataset:
     """The dataset of a run's plan, its shards verified by sha256.
 
     Shards that are missing or damaged are written again if the source still holds the same text, and fetched again if
-    it is a stream (budget, keep and watch as in prepare) and fetch is true. Raises ValueError naming the shard where
+    it is a stream and fetch is true; fetching: see streamed.reopen_stream. Raises ValueError naming the shard where
     that cannot be, or if the tokenizer is another one.
     """
     if "members" in plan:
-        ways = {"cache": cache, "budget": budget, "keep": keep, "watch": watch, "fetch": fetch}
-        members = tuple(reopen(part, tokenizer, **ways) for part in plan["members"])
+        members = tuple(reopen(part, tokenizer, cache=cache, fetch=fetch, **fetching) for part in plan["members"])
         return Mixture(plan, tokenizer, [], [], members=members)
     wanted = plan["tokenizer"]["fingerprint"]
     if tokenizer.fingerprint != wanted:
         raise ValueError(f"tokenizer {tokenizer.name}: expected fingerprint {wanted}, got {tokenizer.fingerprint}")
     if "stream" in plan:
-        return reopen_stream(plan, tokenizer, cache=cache, budget=budget, keep=keep, watch=watch, fetch=fetch)
+        return reopen_stream(plan, tokenizer, cache=cache, fetch=fetch, **fetching)
     folder = Path(cache) / plan["folder"]
     planned = [row for rows in (*plan["groups"], plan["validation"]) for row in rows]
     if faults := shards.broken(folder, planned):

@@ -161,7 +161,8 @@ class Download:
             tries = 0 if closed_one or n_read > furthest else tries + 1  # what is read a second time is nothing new
             furthest = 0 if closed_one else max(furthest, n_read)
             if tries > len(self.pauses):
-                return f"data: expected {self.order.source} from the hub, gave up after {tries} tries: {error}"
+                word = "try" if tries == 1 else "tries"
+                return f"data: expected {self.order.source} from the hub, gave up after {tries} {word}: {error}"
             self._closed.wait(self.pauses[max(0, tries - 1)])
         return ""
 

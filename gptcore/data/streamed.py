@@ -14,7 +14,7 @@ from .. import tokenizer as tokenizers
 from . import order, shards, streams
 from .budget import Entry, entries, touch
 from .dataset import Dataset, at_least
-from .download import Download, hub_reachable, is_offline
+from .download import PATIENCE, PAUSES, Download, hub_reachable, is_offline
 from .fetch import Order, folder_of, missing, trained_path
 
 OWN_SIZE = "GPTCORE_SHARD_TOKENS"  # an environment variable: tokens of a stream's shard, for tests and slow networks
@@ -84,10 +84,12 @@ def prepare_stream(
 
 
 def reopen_stream(
-    plan, tokenizer, *, cache, budget=None, keep=(), watch=lambda progress: None, fetch=True
+    plan, tokenizer, *, cache, fetch=True, budget=None, keep=(), watch=lambda progress: None, patience=PATIENCE,
+    pauses=PAUSES,
 ) -> Dataset:  # fmt: skip
     """The dataset of a stream's plan. Shards that are missing or damaged are fetched again when they are read.
 
+    budget, keep, watch: as prepare takes them; patience, pauses: seconds, as Download takes them.
     Raises ValueError where what is held out is missing and not to be fetched, or the hub is not within reach.
     """
     cache, folder, source = Path(cache), Path(cache) / plan["folder"], plan["sources"][0]
@@ -98,12 +100,14 @@ def reopen_stream(
         cache=str(cache), n_chunks=len(plan["groups"]), n_shard=plan["stream"]["n_shard"], budget=budget,
         keep=tuple(keep),
     )  # fmt: skip
-    download = Download(asked, folder)
+    download = Download(asked, folder, patience=patience, pauses=pauses)
     download.watch = watch
     if faults := shards.broken(folder, plan["validation"]):
         if not fetch:
             raise ValueError(faults[0])
-        first = Download(asked._replace(n_chunks=1), folder)  # holds it; the others are for whoever trains
+        first = Download(
+            asked._replace(n_chunks=1), folder, patience=patience, pauses=pauses
+        )  # holds it; the others are for whoever trains
         first.watch = watch
         try:
             _begin(first, stream)

@@ -6,6 +6,7 @@ from rich.text import Text
 from gptcore import data
 from gptcore.interpret import report
 from gptcore.interpret.lens import fit_tuned_lens, load_tuned_lens, logit_lens, save_tuned_lens
+from tools import fetching
 from tools.interpret.looking import Counter, Document, ids_of, print_table
 from tools.interpret.prompts import continued
 from tools.interpret.tokens import token_cell, token_text
@@ -63,7 +64,8 @@ def tuned_lens(model, given, console) -> dict:
         return load_tuned_lens(path, model.config, sha256, device=place)
     if not model.run.get("plan"):
         raise ValueError(f"lens: expected a run that knows its text, to fit a tuned lens on; {model.name} does not")
-    dataset = data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"])
+    with fetching.shown(console, "Fetching the text, which is no longer in the cache") as watch:
+        dataset = data.reopen(model.run["plan"], model.tokenizer, cache=given["cache"], watch=watch)
 
     def batch(step):
         tokens, _ = dataset.sequences(range(step * FIT_ROWS, (step + 1) * FIT_ROWS))
