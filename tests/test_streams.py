@@ -374,11 +374,36 @@ def test_a_branch_becomes_a_commit_and_a_proxy_is_asked(fineweb, tmp_path, small
         source = f"hf:{hub.repository}@main#sample-10BT"
         dataset = data.prepare(source, "byte", cache=tmp_path, tokens_per_epoch=20_000, **SIZES)
         dataset.download.close()
-        assert dataset.plan["about"]["revision"] == hub.revision
+        assert dataset.plan["about"]["revision"] == dataset.plan["stream"]["revision"] == hub.revision
         small.setenv("HF_ENDPOINT", "http://hub.invalid")
         assert not download.hub_reachable()
         small.setenv("http_proxy", hub.address.removeprefix("http://"))
         assert download.hub_reachable()
+
+
+def test_revisions_are_never_mixed(fineweb, tmp_path, small):
+    """The branch moves while a run is stopped. Seen to fail: the plan did not know its commit, so a resume in another
+    cache took the newest."""
+    with serving(fineweb[0]) as hub:
+        small.setenv("HF_ENDPOINT", hub.address)
+        source, old = f"hf:{hub.repository}@main#sample-10BT", hub.revision
+        ways = {"tokens_per_epoch": 50_000, **SIZES}
+        first = data.prepare(source, "byte", cache=tmp_path / "one", **ways)
+        first.download.wait_for_end()
+        hub.revision = "f" * 40
+        second = data.prepare(source, "byte", cache=tmp_path / "two", **ways)
+        second.download.close()
+        with pytest.raises(ValueError, match=f"data: expected revision {old} in .*, got {'f' * 40}; another --cache"):
+            data.reopen(first.plan, first.tokenizer, cache=tmp_path / "two")
+        (tmp_path / "one" / Path(first.plan["folder"]).parent / "revision").unlink()
+        (tmp_path / "one" / first.plan["folder"] / "train-00001.bin").unlink()
+        with pytest.raises(ValueError, match=f"data: expected revision {'f' * 40} in .*, got {old}"):
+            data.prepare(source, "byte", cache=tmp_path / "one", **ways).batch(195)
+        hub.requests.clear()
+        hub.revision = old
+        again = data.reopen(first.plan, first.tokenizer, cache=tmp_path / "three")
+        again.download.close()
+        assert not any(path.endswith("/revision/main") for _, path in hub.requests)
 
 
 def test_a_writer_elsewhere_is_waited_for_aloud(fineweb, tmp_path, small):

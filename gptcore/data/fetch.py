@@ -27,6 +27,7 @@ from . import shards, streams
 from .budget import evict_
 
 N_TRAINING = 20_000_000  # bytes of training text, the first of the stream, from which a BPE learns
+COMMIT = "[0-9a-f]{40}"  # a revision that cannot move
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk: nothing that trying again would mend
 REFUSED = (401, 403, 404)  # by the hub: it does not have that, or not for us
 N_AHEAD = 2  # batches of documents that are read before they are encoded
@@ -43,6 +44,7 @@ class Order(NamedTuple):
     n_chunks: int  # chunks 0 .. n_chunks - 1 shall be there at the end
     n_shard: int  # training tokens that close a chunk
     budget: int | None = None  # bytes that the cache may hold
+    revision: str | None = None  # the commit that a plan was made with; None: the source's own, or the newest
     keep: tuple[str, ...] = ()  # shards beside these chunks', or folders of them, relative to the cache, that stay
 
 
@@ -65,7 +67,7 @@ def fetch_(order, tell) -> None:
     """
     cache, stream = Path(order.cache), streams.open_stream(order.source, order.text_field)
     (cache / stream.name).mkdir(parents=True, exist_ok=True)
-    stream = pinned_(cache, stream)
+    stream = pinned_(cache, stream._replace(revision=order.revision or stream.revision))
     chosen, first_documents = tokenizer_(cache, stream, order.tokenizer, tell)
     place = folder_of(stream, chosen, order.n_shard)
     folder = cache / place
@@ -76,6 +78,7 @@ def fetch_(order, tell) -> None:
         tell(waiting=False)
         sweep(folder)
         chunks, own = shards.read_chunks(folder), set(stream.splits) - {"train"}
+        check_revision(folder, chunks, stream.revision)
         chunks["about"] = {
             "corpus": stream.name, "source": stream.repository, "config": stream.config, "revision": stream.revision,
             "licence": stream.licence, "tokenizer": {"name": order.name, "fingerprint": chosen.fingerprint},
@@ -107,7 +110,7 @@ def pinned_(cache, stream):
     """The stream with a commit: its own, the one kept in the cache, or what the hub says its revision, or the newest,
     is now, which is then kept: a branch moves.
     """
-    if re.fullmatch("[0-9a-f]{40}", stream.revision or "") or os.path.isdir(stream.repository):
+    if re.fullmatch(COMMIT, stream.revision or "") or os.path.isdir(stream.repository):
         return stream
     path = cache / stream.name / "revision"
     if not path.is_file():
@@ -115,6 +118,16 @@ def pinned_(cache, stream):
 
         write_whole(path, HfApi().dataset_info(stream.repository, revision=stream.revision).sha)
     return stream._replace(revision=path.read_text(encoding="utf-8"))
+
+
+def check_revision(folder, chunks, revision) -> None:
+    """Raise ValueError where the folder holds shards of another commit than this one: they are never mixed."""
+    got = chunks["about"].get("revision", revision)
+    if revision and got != revision:
+        raise ValueError(
+            f"data: expected revision {revision} in {folder}, got {got}; another --cache may hold both, and "
+            "invoke data --clear removes these"
+        )
 
 
 def missing(folder, chunks, n_chunks, first=0) -> int | None:

@@ -6,6 +6,7 @@ replaced. A group is a shard: training begins with the first, and a later epoch 
 """
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from . import order, shards, streams
 from .budget import Entry, entries, touch
 from .dataset import Dataset, at_least
 from .download import PATIENCE, PAUSES, Download, hub_reachable, is_offline
-from .fetch import Order, folder_of, missing, trained_path
+from .fetch import COMMIT, Order, check_revision, folder_of, missing, trained_path
 
 OWN_SIZE = "GPTCORE_SHARD_TOKENS"  # an environment variable: tokens of a stream's shard, for tests and slow networks
 
@@ -52,6 +53,8 @@ def prepare_stream(
     folder = download.folder
     download.wait_for_chunk(0)
     chunks = shards.read_chunks(folder)
+    if re.fullmatch(COMMIT, stream.revision or ""):  # a branch was resolved when its first shard was fetched
+        check_revision(folder, chunks, stream.revision)
     held_out = chunks["own"].get("val") or [row for side, row in chunks["rows"][0]["shards"].items() if side == "val"]
     n_train = [_n_train(row) for row in chunks["rows"]]
     sides = n_train[0], sum(row["n_tokens"] for row in held_out)
@@ -63,7 +66,7 @@ def prepare_stream(
     plan = {
         "sources": [str(source)],
         "text_field": text_field,
-        "stream": {"n_shard": n_shard, "revision": stream.revision},
+        "stream": {"n_shard": n_shard, "revision": chunks["about"]["revision"]},
         "about": {word: chunks["about"][word] for word in ("corpus", "source", "revision", "licence")},
         "tokenizer": {"name": chosen.name, "fingerprint": chosen.fingerprint},
         "folder": folder.relative_to(cache).as_posix(),
@@ -94,11 +97,12 @@ def reopen_stream(
     """
     cache, folder, source = Path(cache), Path(cache) / plan["folder"], plan["sources"][0]
     stream = streams.open_stream(source, plan["text_field"])
+    check_revision(folder, shards.read_chunks(folder), plan["stream"]["revision"])
     _, path = _tokenizer_(tokenizer, cache, stream)
     asked = Order(
         source=source, text_field=plan["text_field"], tokenizer=str(path), name=plan["tokenizer"]["name"],
         cache=str(cache), n_chunks=len(plan["groups"]), n_shard=plan["stream"]["n_shard"], budget=budget,
-        keep=tuple(keep),
+        revision=plan["stream"]["revision"], keep=tuple(keep),
     )  # fmt: skip
     download = Download(asked, folder, patience=patience, pauses=pauses)
     download.watch = watch
