@@ -22,7 +22,11 @@ def wide(x) -> Tensor:
 def linear(x, w, b=None, lora_a=None, lora_b=None) -> Tensor:
     """x w^T + b over the last axis, w (out,in); with LoRA's lora_a (R,in), lora_b (out,R) also (x a^T) b^T."""
     y = F.linear(x, w, b)
-    return y if lora_a is None else y + F.linear(F.linear(x, lora_a), lora_b)
+    if lora_a is None:
+        return y
+    return y + F.linear(
+        F.linear(x, lora_a.to(x.dtype)), lora_b.to(x.dtype)
+    )  # it learns in float32 over a base in 16 bit
 
 
 # ------------------------------------------------------------------------------------------------------------- norms

@@ -44,6 +44,14 @@ def test_a_fresh_second_tree_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_second_tree_in_float32_lies_over_weights_in_bfloat16(name):
+    """Seen to fail without the cast: the first validation of a fine-tuned import ended in torch's own error."""
+    config, base, params = laid(name, torch.bfloat16)
+    tokens = random_tokens(config)
+    assert torch.equal(forward(params, config, tokens)[0], forward(base, config, tokens)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_only_the_second_tree_learns(name):
     """Seen to fail with gradients for every leaf."""
     config, base, params, before, losses = learned(name)
