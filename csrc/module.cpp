@@ -13,7 +13,7 @@
 
 namespace py = pybind11;
 
-constexpr int kAbi = 3;  // the operators' schemas; gptcore/kernels.py refuses a library with another number
+constexpr int kAbi = 4;  // the operators' schemas; gptcore/kernels.py refuses a library with another number
 
 static py::tuple isas() {
   py::list names;

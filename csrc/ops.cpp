@@ -40,6 +40,7 @@ STABLE_TORCH_LIBRARY(gptcore, m) {
   m.def("decode_(Tensor[] weights, int[] plan, float[] constants, Tensor tokens, Tensor(a!)[] k, Tensor(b!)[] v, Tensor length, *, "
         "Tensor seed, Tensor position, Tensor stop, int steps, float temperature=1.0, int top_k=0, float top_p=1.0, "
         "float min_p=0.0, int n_threads=0) -> (Tensor, Tensor)");
+  m.def("weigh_(Tensor(a!) logits, Tensor targets, *, int n_vocab, float softcap=0.0) -> (Tensor, Tensor)");
 }
 
 namespace gptcore {
@@ -347,6 +348,31 @@ std::tuple<Tensor, Tensor> decode_cpu_(std::vector<Tensor> weights, std::vector<
   return {drawn, lengths};
 }
 
+// ------------------------------------------------------------------------------------------------------------- weigh_
+
+std::tuple<Tensor, Tensor> weigh_cpu_(Tensor logits, const Tensor targets, int64_t n_vocab, double softcap) {
+  check_cpu("logits", logits), check_cpu("targets", targets), check_int64("targets", targets);
+  STD_TORCH_CHECK(logits.dim() == 2, "logits: expected (N, V), got ", shape_of(logits));
+  check_last("logits", logits);
+  const int64_t n_row = logits.size(0);
+  check_shape("targets", targets, {n_row});
+  STD_TORCH_CHECK(targets.is_contiguous(), "targets: expected a contiguous tensor");
+  STD_TORCH_CHECK(0 < n_vocab && n_vocab <= logits.size(1), "n_vocab: expected 1 to ", logits.size(1), ", got ", n_vocab);
+  Weighing w = {};
+  w.logits = logits.mutable_data_ptr(), w.targets = static_cast<const int64_t*>(targets.const_data_ptr());
+  for (int64_t i = 0; i < n_row; ++i)
+    STD_TORCH_CHECK(0 <= w.targets[i] && w.targets[i] < n_vocab, "targets: expected 0 to ", n_vocab - 1, " in row ", i, ", got ",
+                    w.targets[i]);
+  Tensor sums = torch::stable::new_empty(logits, {n_row}, ScalarType::Float);
+  Tensor nats = torch::stable::new_empty(logits, {n_row}, ScalarType::Float);
+  w.sums = static_cast<float*>(sums.mutable_data_ptr()), w.nats = static_cast<float*>(nats.mutable_data_ptr());
+  w.stride = logits.stride(0), w.n_vocab = n_vocab, w.n_padded = logits.size(1);
+  w.softcap = float(softcap), w.dtype = dtype_of("logits", logits);
+  const Isa& use = isa();
+  parallel(n_row, n_vocab < 4096 ? 4096 / n_vocab : 1, [&](int64_t first, int64_t last) { use.weigh(w, first, last); });
+  return {sums, nats};
+}
+
 }  // namespace
 }  // namespace gptcore
 
@@ -354,6 +380,7 @@ STABLE_TORCH_LIBRARY_IMPL(gptcore, CPU, m) {
   m.impl("sample", TORCH_BOX(&gptcore::sample<gptcore::Cpu>));
   m.impl("kv_attention_", TORCH_BOX(&gptcore::kv_attention_<gptcore::Cpu>));
   m.impl("decode_", TORCH_BOX(&gptcore::decode_cpu_));
+  m.impl("weigh_", TORCH_BOX(&gptcore::weigh_cpu_));
 }
 
 // ---------------------------------------------------------------------------------------------------------------- GPU

@@ -4,7 +4,7 @@ What you learn here: a fast twin is worth having only if nobody can tell who com
 table: the native way, the reference in plain torch, and a condition. Native code has no gradients and knows no function
 transforms, so it never serves where those are needed. GPTCORE_KERNELS=auto|native|reference decides for a process.
 Axes: B rows, T new tokens, H heads (H_kv for keys and values), D head width, V vocabulary.
-Next: model.py attends through kv_attention_, engine.py decodes through decode_; csrc/ops.cpp holds the other side.
+Next: model.py attends through kv_attention_ and makes its loss through weigh_, engine.py decodes through decode_; csrc/ops.cpp holds the other side.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import torch
 from gptcore import ops, sampling
 from gptcore.cache import append_
 
-ABI = 3  # the operators' schemas, as csrc/module.cpp numbers them
+ABI = 4  # the operators' schemas, as csrc/module.cpp numbers them
 NOT_BUILT = "native kernels not built (invoke build)"
 MODES = ("auto", "native", "reference")
 STORED = (torch.float32, torch.bfloat16, torch.float16)
@@ -176,12 +176,25 @@ def _decode_unserved(*stores):
     return ""
 
 
+# ----------------------------------------------------------------------------------------------------------- the loss
+
+
+def weigh_(logits, targets, *, n_vocab, softcap=0.0):
+    """Logits (N,V_padded) become the gradient of their own nats, but for a factor a row: as ops.weigh_."""
+    return choose("weigh_", logits)(logits, targets, n_vocab=n_vocab, softcap=softcap)
+
+
+def _weigh_native(logits, targets, *, n_vocab, softcap):
+    return _below_autograd(torch.ops.gptcore.weigh_, logits, targets, n_vocab=n_vocab, softcap=softcap)
+
+
 # ------------------------------------------------------------------------------------------------------------- choice
 
 _ATTENTION = Op(_attention_native, _attention_reference, _attention_unserved, "CPU, three storage types, head <= 256")
 _SAMPLE = Op(_sample_native, sampling.sample, _sample_unserved, "CPU, three storage types, V <= 2^22")
 _DECODE = Op(decode_, None, _decode_unserved, "CPU, float32 or bfloat16 (int8 where packed so)")
-OPS = {"kv_attention_": _ATTENTION, "sample": _SAMPLE, "decode_": _DECODE}
+_WEIGH = Op(_weigh_native, ops.weigh_, lambda _: "", "CPU, three storage types")
+OPS = {"kv_attention_": _ATTENTION, "sample": _SAMPLE, "decode_": _DECODE, "weigh_": _WEIGH}
 
 
 def choose(name, *tensors) -> Callable:
@@ -313,12 +326,17 @@ def _describe():
     torch.library.register_fake("gptcore::sample", lambda logits, *, seed, **_: seed.new_empty(len(logits)))
     torch.library.register_fake("gptcore::kv_attention_", lambda q, *_, **__: q.new_empty(q.shape))
     torch.library.register_fake("gptcore::decode_", _fake_decode)
+    torch.library.register_fake("gptcore::weigh_", _fake_weigh)
     for name in OPS:
         _autograd.impl(name, _refusal(getattr(torch.ops.gptcore, name).default), "Autograd", with_keyset=True)
 
 
 def _fake_decode(weights, plan, constants, tokens, k, v, length, *, steps, **_):
     return tokens.new_empty((len(tokens), steps)), tokens.new_empty(len(tokens))
+
+
+def _fake_weigh(logits, targets, **_):
+    return tuple(logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
 
 
 _autograd = torch.library.Library("gptcore", "IMPL")

@@ -341,7 +341,7 @@ PLAIN_LOSS_BYTES = 256_000_000  # float32 logits that a compiled graph may hold:
 def chunk_rows(n_vocab, d_model, device_type) -> int:
     """Rows of logits to hold at once: 16 MB of them on a CPU, else 128 MB, but enough that adding to dw stays cheap."""
     budget = 16e6 if device_type == "cpu" else 128e6
-    return max(2 ** int(math.log2(max(1, budget / (4 * n_vocab)))), 2 * d_model)
+    return max(2 ** int(math.log2(max(1, budget / (4 * n_vocab)))), 4 * d_model)
 
 
 def hidden(params, config, tokens, *, tap=None, dropout=None, attention="fused", block=block) -> Tensor:
@@ -354,7 +354,7 @@ def head_loss(params, config, x, targets) -> Tensor:
     """What the head reads (B,T,C), targets (B,T) where -100 does not count -> mean nats, float32, by chunks of rows."""
     p, x, targets = head(params), x.flatten(0, 1), targets.flatten()
     rows = chunk_rows(config.n_vocab_padded, config.d_model, x.device.type)
-    arguments = (x, p["w"], p.get("b"), targets, config.n_vocab, config.logit_softcap, rows)
+    arguments = (x, p["w"], p.get("b"), targets, config.n_vocab, config.logit_softcap, rows, kernels.weigh_)
     return ops.LinearCrossEntropy.apply(*arguments)[0]
 
 

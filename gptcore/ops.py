@@ -228,40 +228,53 @@ def softcap(x, cap) -> Tensor:
     return cap * torch.tanh(x / cap)
 
 
+def weigh_(logits, targets, *, n_vocab, softcap=0.0):
+    """Logits (N,V_padded) become the gradient of their own nats, but for a factor a row -> (sums (N,), nats (N,)).
+
+    That is e^(z - top), less the row's sum at its target, and 0 from n_vocab on, z being the capped logit: divided by
+    the row's sum it is the gradient. The factor is left to who multiplies, so one pass and one exp are enough.
+    """
+    real, index = logits[:, :n_vocab], targets[:, None]
+    z = softcap * torch.tanh(wide(real) / softcap) if softcap else wide(real)
+    slope = 1 - (z / softcap).square() if softcap else None
+    top, wanted = z.amax(-1, keepdim=True), z.gather(-1, index)
+    e = (z - top).exp_()
+    sums = e.sum(-1, keepdim=True)
+    e.scatter_add_(-1, index, -sums)
+    real.copy_(e * slope if softcap else e)
+    logits[:, n_vocab:] = 0
+    return sums[:, 0], (sums.log() + top - wanted)[:, 0]
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Mean nats of targets under softmax(softcap(x w^T + b)): rows a chunk at a time, the (N,V) logits never kept.
 
-    The gradients are made on the way, while a chunk's probabilities are at hand, as 2411.09009 (arXiv) and others do.
+    The gradients are made on the way, while a chunk's weights are at hand, as 2411.09009 (arXiv) and others do. What a
+    row of the softmax is divided by is a factor of x and of dx, so no pass over the logits divides.
     Apply to x (N,C), w (V_padded,C), b (V_padded,) or None, targets (N,) where -100 does not count, then n_vocab, cap
-    (0: none) and rows, the size of a chunk; the first result is the loss. First derivatives only.
+    (0: none), rows, the size of a chunk, and weigh_, this module's or a twin; the first result is the loss. Products
+    are made in the dtype of x, whatever that of w, and their sums in that of w. First derivatives only, once.
     """
 
     @staticmethod
-    def forward(x, w, b, targets, n_vocab, cap, rows):
+    def forward(x, w, b, targets, n_vocab, cap, rows, weigh_=weigh_):
         """The mean, and the gradients of the mean with respect to x, w and b."""
-        dx, dw = torch.empty_like(x), torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32))
-        db, nats = torch.zeros(w.shape[0], dtype=dw.dtype, device=w.device), dw.new_zeros(())
-        few = rows if x.is_cuda else max(1, 2**20 // n_vocab)  # rows whose wide logits stay in a CPU's cache
-        share = (targets != -100).to(dw.dtype)[:, None]
-        share = share / share.sum().clamp(min=1)
-        index = targets.masked_fill(targets == -100, 0)[:, None]  # any other target outside V is refused by gather
+        dx, dw, db = torch.empty_like(x), None, None
+        share = (targets != -100).to(torch.promote_types(x.dtype, torch.float32))
+        share, nats = share / share.sum().clamp(min=1), share.new_zeros(())
+        index = targets.masked_fill(targets == -100, 0)  # any other target outside V is refused by weigh_
+        narrow, bias = w.to(x.dtype), None if b is None else b.to(x.dtype)
         for xc, tc, sc, dxc in zip(x.split(rows), index.split(rows), share.split(rows), dx.split(rows), strict=True):
-            logits = F.linear(xc, w, b)[:, :n_vocab]  # (rows,V): becomes its own gradient, a few rows at a time
-            for g, t, s in zip(logits.split(few), tc.split(few), sc.split(few), strict=True):
-                z = g.to(dw.dtype)
-                z = softcap(z, cap) if cap else z
-                slope = 1 - (z / cap).square() if cap else None
-                top = z.amax(-1, keepdim=True)
-                wanted = z.gather(-1, t) - top
-                p = z.sub_(top).exp_()  # the one exp: a logsumexp would make a second
-                total = p.sum(-1, keepdim=True)
-                nats += ((total.log() - wanted) * s).sum()
-                p.mul_(s / total).scatter_add_(-1, t, -s)
-                g.copy_(p.mul_(slope) if cap else p)
-                if b is not None:
-                    db[:n_vocab] += p.sum(0)
-            dxc.copy_(logits @ w[:n_vocab])
-            dw[:n_vocab] += logits.T @ xc
+            g = F.linear(xc, narrow, bias)  # (rows,V): becomes its own gradient, but for the factor
+            sums, each = weigh_(g, tc, n_vocab=n_vocab, softcap=cap)
+            factor = (sc / sums)[:, None]
+            nats += (each * sc).sum()
+            dxc.copy_((g @ narrow) * factor)
+            more = (g.T @ (xc * factor).to(x.dtype)).to(torch.promote_types(w.dtype, torch.float32))
+            dw = more if dw is None else dw.add_(more)
+            if b is not None:
+                more = (g.T @ factor.to(x.dtype))[:, 0].to(dw.dtype)
+                db = more if db is None else db.add_(more)
         return nats, dx, dw.to(w.dtype), None if b is None else db.to(b.dtype)
 
     @staticmethod
@@ -275,5 +288,5 @@ class LinearCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, *_):
         """The chain rule: everything scales with the loss's own gradient."""
-        dx, dw, db = ctx.saved_tensors
-        return dx * grad, dw * grad, None if db is None else db * grad, None, None, None, None
+        dx, dw, db = (g if g is None else g.mul_(grad) for g in ctx.saved_tensors)  # in place: a second time is refused
+        return dx, dw, db, None, None, None, None, None

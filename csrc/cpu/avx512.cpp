@@ -78,9 +78,10 @@ inline void totals<16>(const F16* x, float* sums) {
 #include "../kernels/attention.h"
 #include "../kernels/sample.h"
 #include "../kernels/decode.h"
+#include "../kernels/weigh.h"
 
 constexpr Isa kIsa = {"avx512", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample,
-                      decode_floats, decode_scratch, decode};
+                      decode_floats, decode_scratch, decode, weigh};
 
 }  // namespace
 

@@ -52,9 +52,10 @@ inline float top(F16 x) {
 #include "../kernels/attention.h"
 #include "../kernels/sample.h"
 #include "../kernels/decode.h"
+#include "../kernels/weigh.h"
 
 constexpr Isa kIsa = {"generic", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample,
-                      decode_floats, decode_scratch, decode};
+                      decode_floats, decode_scratch, decode, weigh};
 
 }  // namespace
 

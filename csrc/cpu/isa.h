@@ -17,6 +17,7 @@ struct Isa {
   int64_t (*decode_floats)(const Decode& d, int n_thread);                       // what d.memory must hold
   size_t (*decode_scratch)(const Decode& d);                                     // and every thread's scratch
   void (*decode)(const Decode& d, Team& team, int thread, int n_thread);         // one thread's part of all of it
+  void (*weigh)(const Weighing& w, int64_t first, int64_t last);                 // rows
 };
 
 const Isa* generic();

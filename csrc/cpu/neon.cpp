@@ -66,9 +66,10 @@ inline float top(F16 x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[2]),
 #include "../kernels/attention.h"
 #include "../kernels/sample.h"
 #include "../kernels/decode.h"
+#include "../kernels/weigh.h"
 
 constexpr Isa kIsa = {"neon", append_, attend_units, attend, partial_bytes, attend_partial, attend_merge, sample,
-                      decode_floats, decode_scratch, decode};
+                      decode_floats, decode_scratch, decode, weigh};
 
 }  // namespace
 

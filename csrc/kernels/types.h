@@ -41,6 +41,16 @@ struct Sampling {
   Dtype dtype;
 };
 
+// Rows of logits (N,n_padded) become e^(z - top), less their sum at the target, 0 from n_vocab on; targets, sums, nats (N).
+struct Weighing {
+  void* logits;
+  const int64_t* targets;
+  float *sums, *nats;            // of a row's e^(z - top); -log of the target's share of it
+  int64_t stride, n_vocab, n_padded;
+  float softcap;                 // z = softcap * tanh(logit / softcap); 0: none
+  Dtype dtype;
+};
+
 // ------------------------------------------------------------------------------------------------------- the decoder
 
 struct int8 { int8_t v; };       // a weight; its row has a scale
