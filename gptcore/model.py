@@ -247,11 +247,14 @@ def bound_after(x, config, cache=None) -> int:
     return bound
 
 
-def embed(params, config, tokens, positions=None, *, tap=None) -> Tensor:
-    """tokens (B,T) -> the residual stream (B,T,C): token embedding plus learned or sinusoidal positions, if any."""
+def embed(params, config, tokens, positions=None, *, tap=None, lookup=F.embedding) -> Tensor:
+    """tokens (B,T) -> the residual stream (B,T,C): token embedding plus learned or sinusoidal positions, if any.
+
+    lookup(tokens, w) may be another way to read the rows, such as one with a sparse gradient.
+    """
     keep = checked(tap) or untouched
     positions = positions_of(tokens) if positions is None else positions
-    x = F.embedding(tokens, params["embed"]["w"])
+    x = lookup(tokens, params["embed"]["w"])
     x = keep("embed", x * math.sqrt(config.d_model) if config.scale_embedding else x)
     if config.position == "learned":
         return x + keep("pos", params["positions"]["w"][positions].expand_as(x))

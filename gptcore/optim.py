@@ -185,7 +185,8 @@ def clip_(grads, max_norm=1.0) -> torch.Tensor:
     """
     wide = torch.promote_types(grads[0].dtype, torch.float32)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, wide)))
-    torch._foreach_mul_(grads, (max_norm / norm).clamp(max=1.0))
+    if norm.device.type != "cpu" or not norm <= max_norm:  # a factor of 1 need not be multiplied, where asking is free
+        torch._foreach_mul_(grads, (max_norm / norm).clamp(max=1.0))
     return norm
 
 

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torch.utils.deterministic
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -25,7 +26,7 @@ from gptcore import ops, optim, tree
 from gptcore.data import prefetch
 from gptcore.device import key, synchronize
 from gptcore.lora import trained_spec
-from gptcore.model import block, forward, head_loss, hidden, param_spec
+from gptcore.model import block, check_tokens, embed, forward, head_loss, normed, param_spec, run_blocks
 
 Record = dict[str, Any]
 DEFAULT_OPTIMIZER = optim.Options()
@@ -180,19 +181,26 @@ def dropout_seeds(seed, step, first, n, device) -> Tensor:
 def loss_function(config, dtype, attention, compiled, recompute=False) -> Callable:
     """(params, tokens, targets, seed) -> mean loss, computed in dtype; the body one compiled graph if asked.
 
-    Weights are cast once at the top instead of autocast: as fast compiled, faster in eager, and nothing hidden. The
-    head's chunked loss stays outside the graph: unrolled inside, it compiles for long; plain inside, it is slower.
+    Weights are cast once at the top instead of autocast: as fast compiled, faster in eager, and nothing hidden. What
+    is as large as the vocabulary stays outside of the graph: the head's chunked loss, which compiles for long inside,
+    and the rows of the embedding, whose gradient is a few rows to add to the head's where they are one matrix.
     """
+    kind = getattr(torch, dtype)
 
-    def body(params, tokens, seed):
-        return hidden(params, config, tokens, dropout=seed, attention=attention, block=way)
+    def body(params, x, seed):
+        params = tree.map(lambda leaf: leaf.to(kind), params)
+        x, _ = run_blocks(params, config, x, dropout=seed, attention=attention, block=way)
+        return normed(x, params["norm_f"], config, "norm_f", None)
 
     way = recomputed if recompute else block
     body = torch.compile(body, fullgraph=True, dynamic=False) if compiled else body
 
     def run(params, tokens, targets, seed):
-        params = tree.map(lambda leaf: leaf.to(getattr(torch, dtype)), params)
-        return head_loss(params, config, body(params, tokens, seed), targets)
+        check_tokens(tokens, config)
+        few = config.tied and tokens.device.type == "cpu"
+        x = embed(params, config, tokens, lookup=partial(F.embedding, sparse=few)).to(kind)
+        inner = {name: params[name] for name in ("blocks", "norm_f")}
+        return head_loss(params, config, body(inner, x, seed), targets)
 
     return run
 
