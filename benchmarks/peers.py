@@ -90,6 +90,19 @@ class ModuleGPT(nn.Module):
         assert not missing, missing
         assert not extra, extra
 
+    def params(self):
+        """The weights as a gptcore tree: the way back."""
+        pair = lambda layer: {"w": layer.weight.detach(), "b": layer.bias.detach()}
+
+        def block(b):
+            parts = zip("qkv", b.attn.qkv.weight.detach().chunk(3), b.attn.qkv.bias.detach().chunk(3), strict=True)
+            attn = {n: {"w": w, "b": bias} for n, w, bias in parts} | {"o": pair(b.attn.out)}
+            mlp = {"up": pair(b.mlp[0]), "down": pair(b.mlp[2])}
+            return {"norm_1": pair(b.norm_1), "attn": attn, "norm_2": pair(b.norm_2), "mlp": mlp}
+
+        tables = {"embed": {"w": self.embed.weight.detach()}, "positions": {"w": self.positions.weight.detach()}}
+        return tables | {"blocks": [block(b) for b in self.blocks], "norm_f": pair(self.norm_f), "head": {}}
+
 
 def module_step(model, *, compiled, autocast):
     """One update as nanoGPT does it: autocast forward, backward, clip at 1.0, fused AdamW -> step(tokens, targets)."""
@@ -108,6 +121,7 @@ def module_step(model, *, compiled, autocast):
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
+    step.optimizer = optimizer
     return step
 
 

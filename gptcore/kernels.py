@@ -4,7 +4,8 @@ What you learn here: a fast twin is worth having only if nobody can tell who com
 table: the native way, the reference in plain torch, and a condition. Native code has no gradients and knows no function
 transforms, so it never serves where those are needed. GPTCORE_KERNELS=auto|native|reference decides for a process.
 Axes: B rows, T new tokens, H heads (H_kv for keys and values), D head width, V vocabulary.
-Next: model.py attends through kv_attention_ and makes its loss through weigh_, engine.py decodes through decode_; csrc/ops.cpp holds the other side.
+Next: model.py attends through kv_attention_ and learns through weigh_, engine.py decodes through decode_; csrc/ops.cpp
+holds the other side.
 """
 
 import contextlib

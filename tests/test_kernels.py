@@ -316,6 +316,77 @@ def test_settings_out_of_range_are_refused(settings, message):
         kernels.sample(torch.zeros(2, 9), **({"seed": 1, "position": 1} | settings))
 
 
+# ----------------------------------------------------------------------------------------------------------- the loss
+
+
+@sanitize
+@needs_native
+@each_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("sizes", "cap"), [((1, 1), 0), ((16, 16), 0), ((57, 64), 3), ((1000, 1024), 0)], ids=str)
+def test_weighing_errs_at_most_twice_as_much_as_torch(sizes, cap, dtype, isa):
+    """Gradient, sums and nats against float64 on the same numbers; the padding becomes 0, whatever it held.
+
+    Seen to fail with the last lanes of a row not masked.
+    """
+    n_vocab, n_padded = sizes
+    draws = torch.Generator().manual_seed(n_vocab)
+    logits = (3 * torch.randn(5, n_padded, generator=draws)).to(dtype)
+    logits[:, n_vocab:] = 99
+    targets = torch.randint(n_vocab, (5,), generator=draws)
+
+    def weighed(kind, mode, isa=None):
+        g = logits.to(kind, copy=True)
+        with kernels.using(mode, isa):
+            return g, *kernels.weigh_(g, targets, n_vocab=n_vocab, softcap=float(cap))
+
+    truth, own, got = weighed(torch.float64, "reference"), weighed(dtype, "reference"), weighed(dtype, "native", isa)
+    assert not got[0][:, n_vocab:].any()
+    for t, o, g in zip(truth, own, got, strict=True):
+        error = lambda x, t=t: (x.double() - t).norm()
+        exact = 2 * torch.finfo(g.dtype).eps * t.norm()  # exp and tanh are good to one part in ten million each
+        assert error(g) <= max(2 * error(o), exact)
+
+
+@needs_native
+@each_isa
+def test_a_row_weighs_the_same_alone_and_a_nan_stays_its_own(isa, threads):
+    logits = torch.randn(7, 3000, generator=torch.Generator().manual_seed(1))
+    logits[2, 2999] = torch.nan
+    targets = torch.arange(7)
+    wanted = logits.clone()
+    with kernels.using("native", isa):
+        threads(1)
+        sums, nats = kernels.weigh_(wanted, targets, n_vocab=3000)
+        threads(3)
+        for row in range(7):
+            alone = logits[row : row + 1].clone()
+            _, one = kernels.weigh_(alone, targets[row : row + 1], n_vocab=3000)
+            assert torch.equal(alone[0].isnan(), wanted[row].isnan())
+            assert row == 2 or (torch.equal(alone[0], wanted[row]) and one == nats[row])
+        many = logits.clone()
+        kernels.weigh_(many, targets, n_vocab=3000)
+    assert torch.equal(many.nan_to_num(), wanted.nan_to_num())
+    assert nats.isnan().tolist() == sums.isnan().tolist() == [False, False, True, False, False, False, False]
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("targets", "n_vocab", "message"),
+    [
+        ([0, 9], 9, "targets: expected 0 to 8 in row 1, got 9"),
+        ([0, -1], 9, "got -1"),
+        ([0, 1], 10, "n_vocab: expected 1 to 9"),
+    ],
+    ids=str,
+)
+def test_a_target_outside_of_the_vocabulary_is_refused(targets, n_vocab, message):
+    logits = torch.zeros(2, 9)
+    with kernels.using("native"), pytest.raises(RuntimeError, match=message):
+        kernels.weigh_(logits, torch.tensor(targets), n_vocab=n_vocab)
+    assert not logits.any()
+
+
 # --------------------------------------------------------------------------------------------- what torch knows of them
 
 
@@ -332,6 +403,11 @@ def test_opcheck_attention(case):
 def test_opcheck_sample():
     logits, words = torch.randn(2, 50), {"seed": torch.tensor([1, 2]), "position": torch.tensor([3, 4])}
     torch.library.opcheck(torch.ops.gptcore.sample, (logits,), words | {"top_k": 5, "top_p": 0.9})
+
+
+@needs_native
+def test_opcheck_weigh():
+    torch.library.opcheck(torch.ops.gptcore.weigh_, (torch.randn(2, 50), torch.tensor([1, 2])), {"n_vocab": 40})
 
 
 @needs_native

@@ -76,6 +76,7 @@ def begin(given, console, chosen=frozenset()) -> Job:
     refuse(given, pick)
     base = finetuning.open_base(given, chosen) if given["init"] else None
     place = set_up(given)
+    device.keep_memory_()
     if not base:
         which = "" if "mode" in chosen else ", the default (--mode quick is done in minutes)"
         tell(console, f"Mode: {given['mode']}{which}")
@@ -385,6 +386,7 @@ def reopen(given, chosen, console) -> Job:
     for line in damaged:
         tell(console, f"{line}; using {step_dir.name}")
     place = set_up(given)
+    device.keep_memory_()
     tell(console, f"Device: {device.backend_name(place)}, {device.card_name(place)}")
     options = load_options(run["options"])
     if given["compile_"] != "auto":
