@@ -104,7 +104,7 @@ def test_the_numbers_of_the_modes_are_the_codes():
     for name, mode in MODES.items():
         n_vocab = 4096 if mode["tokenizer"] == "bpe:4096" else 100_277
         sizes = {size: mode[size] for size in ("n_layer", "d_model", "n_head", "d_ff")}
-        count = count_params(architecture("gpt2", n_vocab=n_vocab, n_context=N_CONTEXT, **sizes))
+        count = count_params(architecture(mode["arch"], n_vocab=n_vocab, n_context=N_CONTEXT, **sizes))
         row = next(line for line in README.splitlines() if line.startswith(f"| {name} "))
         assert f"| {mode['n_layer']} | {mode['d_model']} | {mode['n_head']} |" in row
         assert f"{count:,}" in row

@@ -155,7 +155,7 @@ def test_a_mode_gives_what_is_not_given(house):
 @pytest.mark.parametrize(
     ("mode", "n_vocab", "n_params", "n_updates"),
     [
-        ("quick", 4096, 1_350_400, 6_103),
+        ("quick", 4096, 1_574_272, 6_103),
         ("medium", 100_277, 28_896_000, 45_776),
         ("full", 100_277, 30_475_520, 122_070),
     ],
@@ -163,7 +163,7 @@ def test_a_mode_gives_what_is_not_given(house):
 def test_the_modes_have_their_sizes(mode, n_vocab, n_params, n_updates):
     """The known sizes and lengths of the three modes, padding rows not counted."""
     sizes = {name: MODES[mode][name] for name in ("n_layer", "d_model", "n_head", "d_ff")}
-    assert count_params(architecture("gpt2", n_vocab=n_vocab, n_context=N_CONTEXT, **sizes)) == n_params
+    assert count_params(architecture(MODES[mode]["arch"], n_vocab=n_vocab, n_context=N_CONTEXT, **sizes)) == n_params
     assert MODES[mode]["tokens_per_epoch"] * MODES[mode]["epochs"] // (MICRO_BATCH * ACCUMULATION) == n_updates
 
 

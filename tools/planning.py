@@ -112,7 +112,7 @@ def begin(given, console, chosen=frozenset()) -> Job:
         "config": asdict(config), "options": dump_options(options),
         "seed": given["seed"], "plan": dataset.plan, "n_steps": n_steps, "epochs": len(ends), "epoch_ends": ends,
         "minutes": minutes, "accumulation_steps": accumulation, "estimated_seconds": round(seconds, 1),
-        "arch": given["arch"], "n_params": count_params(config), "n_train_tokens": dataset.n_train_tokens,
+        "arch": pick("arch"), "n_params": count_params(config), "n_train_tokens": dataset.n_train_tokens,
         "n_windows": dataset.n_windows, "n_validation_tokens": n_scored,
         "tokenizer": {"name": dataset.tokenizer.name, "fingerprint": dataset.tokenizer.fingerprint},
         "machine": machine(place, options), "argv": sys.argv[1:],
@@ -201,7 +201,7 @@ def choose_config(given, pick, n_vocab, n_context) -> ModelConfig:
     asked = {"n_kv_head": given["n_kv_head"], "position": given["position_encoding"], "dropout": given["dropout"]}
     sizes |= {name: value for name, value in asked.items() if value is not None}
     n_rows = padded_vocab(n_vocab)
-    return architecture(given["arch"], n_vocab=n_vocab, n_vocab_padded=n_rows, n_context=n_context, **sizes)
+    return architecture(pick("arch"), n_vocab=n_vocab, n_vocab_padded=n_rows, n_context=n_context, **sizes)
 
 
 def affordable(dataset, params, config, seconds) -> int:
@@ -272,9 +272,9 @@ class Length:
 def calibrate(params, config, dataset, options, given, length, console):
     """Measure this machine on copies of the weights -> (the timing of the way to train, a line on compiling).
 
-    Chosen here: the number format, sequences a pass, compiled or not, and on a CPU with short sequences the explicit
-    attention, which a compiled graph may fuse better than the kernel for long ones. What was measured leaves no trace.
-    A run of --steps races no two ways, so that the same command makes the same weights again.
+    Chosen here: the number format, sequences a pass, compiled or not. On a CPU short sequences take the explicit
+    attention, which a compiled graph fuses better than the kernel for long ones. What was measured leaves no trace.
+    A run of --steps races no two formats, so that the same command makes the same weights again.
     """
     place = params["embed"]["w"].device
     most = max(1, (4096 if place.type == "cpu" else 16_384) // dataset.n_context)  # sequences that keep the cores busy
@@ -306,14 +306,13 @@ def calibrate(params, config, dataset, options, given, length, console):
     if given["compile_"] == "auto" and config.dropout:
         return eager, "no: dropout's masks take minutes to compile"
     began, timings = time.perf_counter(), [] if given["compile_"] == "on" else [eager]
-    short = place.type == "cpu" and dataset.n_context <= 512
-    for attention in ["explicit", "fused"] if short and not length.steps else ["explicit"] if short else ["fused"]:
-        ways = {"n_pass": n_pass, "dtype": eager.options.dtype, "compiled": True, "attention": attention}
-        with busy(console, f"Compiling the update ({attention} attention)"):
-            if fault := compile_fault(params, config, dataset.sequences(range(n_pass)), replace(options, **ways)):
-                tell(console, f"torch.compile cannot be used, training is eager: {fault}")
-                return eager, "no: it cannot be used here"
-            timings.append(timed(3.0, **ways))
+    attention = "explicit" if place.type == "cpu" and dataset.n_context <= 512 else "fused"
+    ways = {"n_pass": n_pass, "dtype": eager.options.dtype, "compiled": True, "attention": attention}
+    with busy(console, f"Compiling the update ({attention} attention)"):
+        if fault := compile_fault(params, config, dataset.sequences(range(n_pass)), replace(options, **ways)):
+            tell(console, f"torch.compile cannot be used, training is eager: {fault}")
+            return eager, "no: it cannot be used here"
+        timings.append(timed(3.0, **ways))
     best = min(timings, key=lambda timing: timing.update_seconds(n_pass))
     took = f"{time.perf_counter() - began:.0f} s of trying"
     if not best.options.compiled:

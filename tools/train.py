@@ -50,7 +50,7 @@ POSITIVE = click.IntRange(min=1)
     help="What the cache may hold; shards of streams used longest ago go first (quick: 1, medium: 5, full: 10).",
 )
 @click.option("--offline", is_flag=True, help="Use what is here; never the network. HF_HUB_OFFLINE=1 says the same.")
-@click.option("--arch", type=click.Choice(ARCHITECTURES), default="gpt2", show_default=True, help="Architecture.")
+@click.option("--arch", type=click.Choice(ARCHITECTURES), help="Architecture (quick: qwen3, medium and full: gpt2).")
 @click.option("--position-encoding", type=click.Choice(POSITIONS), help="Overrides the architecture's positions.")
 @click.option("--n-layer", type=POSITIVE, help="Blocks.")
 @click.option("--d-model", type=POSITIVE, help="Width of the residual stream.")
