@@ -360,6 +360,18 @@ def test_offline_a_missing_shard_is_told_at_once(fineweb, tmp_path, small):
     assert again.download._child is None
 
 
+@pytest.mark.parametrize("words", ["byte", "bpe:300"])
+def test_progress_counts_bytes_of_text_once(fineweb, tmp_path, small, words):
+    """Seen to fail: characters were counted, and what a tokenizer was trained on counted twice."""
+    root, texts = fineweb
+    dataset = data.prepare(f"hf:{root}#sample-10BT", words, cache=tmp_path, tokens_per_epoch=2_000_000, **SIZES)
+    dataset.download.wait_for_end()
+    progress = dataset.download.progress()
+    wanted = [corpora.clean(text) for text in texts]
+    assert progress.n_documents == len(wanted)
+    assert progress.n_bytes == sum(len(text.encode()) for text in wanted) > sum(map(len, wanted))
+
+
 def test_what_the_hub_does_not_have_is_not_asked_for_again(fineweb, tmp_path, small):
     with serving(fineweb[0]) as hub:
         small.setenv("HF_ENDPOINT", hub.address)

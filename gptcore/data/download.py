@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from . import shards, streams
-from .fetch import Order, missing
+from .fetch import COUNTS, Order, missing
 
 PATIENCE = 120.0  # seconds without a new document after which the process is killed
 PAUSES = (5.0, 15.0, 45.0, 120.0)  # seconds before it is started again, when nothing new has come in between
@@ -38,8 +38,8 @@ class Progress(NamedTuple):
     n_chunks: int  # that are there
     n_fetched: int  # of them by this download
     n_wanted: int
-    n_documents: int  # read by this process so far
-    n_bytes: int  # of text
+    n_documents: int  # encoded by this download so far
+    n_bytes: int  # of their text in UTF-8
     seconds: float  # since its start
     trouble: str  # what it waits for, or what went wrong last; empty while all is well
 
@@ -195,10 +195,10 @@ class Download:
                 self._chunks.add(facts.pop("chunk"))
                 self._trouble = ""
             end, error = facts.pop("end", end), facts.pop("error", error)
-            now = [facts.get(name, 0) for name in ("n_documents", "n_bytes")] if facts else seen
+            now = [facts.get(name, 0) for name in COUNTS] if facts else seen
             if facts:
                 self._waiting = facts["waiting"]
-                self._facts = {name: before.get(name, 0) + facts.get(name, 0) for name in ("n_documents", "n_bytes")}
+                self._facts = {name: before.get(name, 0) + facts.get(name, 0) for name in COUNTS}
             if now != seen or facts.get("waiting"):
                 seen, since = now, time.monotonic()
             if time.monotonic() - since > self.patience:

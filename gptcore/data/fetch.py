@@ -30,6 +30,7 @@ N_TRAINING = 20_000_000  # bytes of training text, the first of the stream, from
 COMMIT = "[0-9a-f]{40}"  # a revision that cannot move
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk: nothing that trying again would mend
 REFUSED = (401, 403, 404)  # by the hub: it does not have that, or not for us
+COUNTS = ("n_documents", "n_bytes", "n_held")  # encoded, their bytes, and bytes held back to train a tokenizer
 N_AHEAD = 2  # batches of documents that are read before they are encoded
 
 
@@ -163,10 +164,11 @@ def tokenizer_(cache, stream, name, tell):
     documents, held, texts, n_bytes = streams.documents(stream, stream.splits["train"]), [], [], 0
     for cursor, text in documents:
         held.append((cursor, text))
+        size = len(text.encode("utf-8", "replace"))
         if "val" in stream.splits or not shards.held_out(text):
             texts.append(text)
-            n_bytes += len(text.encode("utf-8", "replace"))
-        tell(n_bytes=len(text))
+            n_bytes += size
+        tell(n_held=size)
         if n_bytes >= N_TRAINING:
             break
     if not texts:
@@ -189,15 +191,17 @@ def chunked(documents, folder, tokenizer, n_shard, tell, *, side_of, first=0) ->
         return {"shards": rows, "cursor": cursor, "last": last}
 
     for batch in ahead(shards.batches(documents)):
-        texts = [text for _, text in batch]
+        texts, n_bytes = [text for _, text in batch], 0
         for (after, text), ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
             side, cursor = side_of(text), after
-            waiting.setdefault(side, []).append(shards.stored(text, ids, tokenizer))
+            document = shards.stored(text, ids, tokenizer)
+            waiting.setdefault(side, []).append(document)
+            n_bytes += document[1]
             n_tokens[side] = n_tokens.get(side, 0) + len(ids) + 1
             if n_tokens[side] >= n_shard and side == "train":
                 yield close(last=False)
                 waiting, n_tokens, number = {}, {}, number + 1
-        tell(n_documents=len(batch), n_bytes=sum(map(len, texts)))
+        tell(n_documents=len(batch), n_bytes=n_bytes)
     yield close(last=True)
 
 
@@ -238,15 +242,15 @@ def main(argv) -> int:
     """Fetch what the order, JSON, says. Lines on stdout: facts once a second and at each chunk, then how it ended."""
     order = Order(**json.loads(argv[0]))
     output, sys.stdout = sys.stdout, sys.stderr  # what a library has to say is no fact
-    facts, lock = {"n_documents": 0, "n_bytes": 0, "waiting": False}, threading.Lock()
+    facts, lock = {**dict.fromkeys(COUNTS, 0), "waiting": False}, threading.Lock()
 
     def say(**line):
         with lock:
             print(json.dumps(line), file=output, flush=True)  # a parent that is gone breaks the pipe: our end
 
-    def tell(n_documents=0, n_bytes=0, waiting=None, **events):
-        facts["n_documents"] += n_documents
-        facts["n_bytes"] += n_bytes
+    def tell(waiting=None, **events):
+        for name in COUNTS:
+            facts[name] += events.pop(name, 0)
         facts["waiting"] = facts["waiting"] if waiting is None else waiting
         if events:
             say(**facts, **events)

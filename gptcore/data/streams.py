@@ -28,7 +28,6 @@ class Stream(NamedTuple):
     splits: dict[str, str]  # our side: its split; without val a tenth of the documents is held out, by their text
     begins: str | None = None  # a document begins at each row that matches; None: every row is one
     text_field: str = "text"
-    n_bytes_fetched: float = 3.0  # about so many for a token
 
 
 STREAMS = {
