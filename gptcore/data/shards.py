@@ -165,19 +165,19 @@ def write_shard(folder, name, documents, dtype) -> dict:
     """Write one shard of documents, (ids, n_bytes of the text) each; its row of counts and sha256."""
     lengths = [len(ids) for ids, _ in documents]
     contents = {
-        "bin": np.concatenate([ids for ids, _ in documents]).astype(dtype),
+        "bin": np.concatenate([ids for ids, _ in documents]).astype(dtype, copy=False),
         "idx": np.cumsum([0, *lengths]).astype("<u8"),
         "bytes": np.array([n_bytes for _, n_bytes in documents], dtype="<u8"),
     }
     for kind, content in contents.items():
-        write_whole(folder / f"{name}.{kind}", content.tobytes())
+        write_whole(folder / f"{name}.{kind}", content.data)
     row = {
         "name": name,
         "n_tokens": sum(lengths),
         "n_documents": len(documents),
         "n_bytes": sum(n_bytes for _, n_bytes in documents),
         "dtype": dtype,
-        "sha256": {kind: hashlib.sha256(content.tobytes()).hexdigest() for kind, content in contents.items()},
+        "sha256": {kind: hashlib.sha256(content.data).hexdigest() for kind, content in contents.items()},
     }
     write_whole(folder / f"{name}.json", json.dumps(row).encode())
     return row

@@ -7,6 +7,7 @@ replaced. A group is a shard: training begins with the first, and a later epoch 
 
 import os
 import re
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from .dataset import Dataset, at_least
 from .download import PATIENCE, PAUSES, Download, hub_reachable, is_offline
 from .fetch import COMMIT, Order, check_revision, folder_of, missing, trained_path
 
+N_OPEN = 2  # shards that are mapped into memory at a time: an update may be between two
 OWN_SIZE = "GPTCORE_SHARD_TOKENS"  # an environment variable: tokens of a stream's shard, for tests and slow networks
 
 
@@ -126,7 +128,8 @@ def reopen_stream(
 def open_plan(plan, tokenizer, cache, download, notes=()) -> Dataset:
     """The dataset of a plan whose training shards may come later."""
     folder, pack = Path(cache) / plan["folder"], order.PACKINGS[plan["packing"]]
-    parts = [Part(download, folder, number, row, pack, plan["n_context"], tokenizer.eot)
+    opened = deque()
+    parts = [Part(download, folder, number, row, pack, plan["n_context"], tokenizer.eot, opened)
              for number, (row,) in enumerate(plan["groups"])]  # fmt: skip
     if plan["packing"] == "concat":  # as many sequences as the tokens say, whatever they are
         counts = [-(-(part.row["n_tokens"] - 1) // plan["n_context"]) for part in parts]
@@ -138,11 +141,14 @@ def open_plan(plan, tokenizer, cache, download, notes=()) -> Dataset:
 
 
 class Part:
-    """One planned shard, opened when it is first read."""
+    """One planned shard, opened when it is read, and closed when N_OPEN others were opened since.
 
-    def __init__(self, download, folder, number, row, pack, n_context, eot):
+    Groups are read one after the other, so the memory that a run's text takes does not grow with it.
+    """
+
+    def __init__(self, download, folder, number, row, pack, n_context, eot, opened):
         self.download, self.folder, self.number, self.row = download, folder, number, row
-        self.pack, self.n_context, self.eot, self._windows = pack, n_context, eot, None
+        self.pack, self.n_context, self.eot, self.opened, self._windows = pack, n_context, eot, opened, None
 
     def windows(self) -> order.Windows:
         """Its sequences, waited for. Raises ValueError where they cannot come."""
@@ -150,6 +156,9 @@ class Part:
             self.download.wait_for_chunk(self.number)
             touch(self.folder, self.row["name"])
             self._windows = self.pack(self.shard(), self.n_context, self.eot)
+            self.opened.append(self)
+            if len(self.opened) > N_OPEN:
+                self.opened.popleft()._windows = None
         return self._windows
 
     def shard(self) -> shards.Shard:
