@@ -179,6 +179,14 @@ BROKEN = {
     "a width that is a text": (lambda f: f["config"].update(d_model="32"), "d_model: expected a whole number"),
     "a billion layers": (lambda f: f["config"].update(num_layers=10**9), "num_layers: expected tensors of 1,000"),
     "dropout of 2": (lambda f: f["config"].update(dropout=2.0), "dropout: expected a number in [0, 1), got 2.0"),
+    "a width of two billion": (lambda f: f["config"].update(d_model=2**31), "expected at most 72,057,594,037,927,936"),
+    "a sparse weight": (
+        lambda f: f["model_state_dict"].update({"ln_f.bias": torch.ones(32).to_sparse()}),
+        "ln_f.bias: expected a dense tensor with its numbers, got torch.sparse_coo",
+    ),
+    "a moment that is a text": (
+        lambda f: f["optimizer_state_dict"]["state"][0].update(exp_avg="x"), "expected exp_avg (300, 32) of",
+    ),
     "other positions": (lambda f: f["config"].update(position_encoding_type="xpos"), "encoding_type: expected one"),
     "moments of another model": (
         lambda f: f["optimizer_state_dict"]["state"].pop(0), "optimizer_state_dict: expected the states of",
@@ -187,6 +195,14 @@ BROKEN = {
         lambda f: f["optimizer_state_dict"]["state"][0].update(exp_avg=torch.ones(3)), "expected exp_avg (300, 32) of",
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"{}", b"hello"], ids=str)
+def test_what_is_no_checkpoint_is_called_so(content, tmp_path):
+    """Seen to fail: a GGUF file was "Unsupported operand 0 Check the documentation of torch"."""
+    (tmp_path / "old.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"old.pt: expected a .pt file as torch.save writes them, got another format"):
+        open_checkpoint(tmp_path / "old.pt")
 
 
 @pytest.mark.parametrize("what", BROKEN)

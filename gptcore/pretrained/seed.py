@@ -36,6 +36,7 @@ POSITION = "pos_encoding.pos_embedding.weight"
 EMBEDDING, HEAD = "token_embedding.embedding.weight", "output_proj.weight"
 BUFFERS = r"(.*\.)?(alibi|rope)\..*"
 LONGEST = 5000  # positions of a file that does not say
+STARTS = (b"PK", b"\x80")  # an archive, or a pickle
 STATES = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -70,12 +71,15 @@ def read_checkpoint(path) -> dict:
     """What a .pt file holds, read with weights_only=True. Raises ValueError in one line where that is not enough."""
     if not Path(path).is_file():
         raise ValueError(f"file: expected a .pt file or a folder, got {path}")
+    with open(path, "rb") as file:
+        if not file.read(2).startswith(STARTS):
+            raise ValueError(f"{path}: expected a .pt file as torch.save writes them, got another format")
     try:
         with warnings.catch_warnings(action="ignore"):  # about a pickle that is refused in the next moment
             given = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's errors have no common base that can be named here
         reason = " ".join(str(error).split())
-        found = re.search(r"Unsupported (global|class|operand) *:?[^.]{0,60}", reason, re.I)
+        found = re.search(r"Unsupported (operand \d+|(global|class) *:?[^.]{0,60})", reason, re.I)
         raise ValueError(
             f"{path}: expected tensors and plain values, which weights_only=True reads, got "
             f"{found.group() if found else reason[:160] or type(error).__name__}"
@@ -87,7 +91,15 @@ def read_checkpoint(path) -> dict:
             isinstance(v, kind) and isinstance(k, str) for k, v in values.items()
         ):
             raise ValueError(f"{path}: expected {name}, a dict by name, got {type(values).__name__}")
+    for name, leaf in given["model_state_dict"].items():
+        if not dense(leaf):
+            raise ValueError(f"{name}: expected a dense tensor with its numbers, got {leaf.layout} on {leaf.device}")
     return given
+
+
+def dense(value) -> bool:
+    """Is it a tensor with a number in each place, and not a list of those that are not zero, or a shape alone?"""
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def config_of(settings, weights):
@@ -149,7 +161,8 @@ def optimizer_of(given, weights, table, config) -> dict[str, torch.Tensor]:
     for index, state in states.items():
         name = order[index]
         for key in STATES:
-            value = torch.as_tensor(state[key] if isinstance(state, dict) and key in state else torch.nan)
+            value = state.get(key) if isinstance(state, dict) else None
+            value = value if dense(value) else torch.tensor(value if isinstance(value, int | float) else torch.nan)
             shape = () if key == "step" else tuple(weights[name].shape)
             if tuple(value.shape) != shape or not value.float().isfinite().all():
                 raise ValueError(f"optimizer_state_dict: expected {key} {shape} of {name}, got {tuple(value.shape)}")

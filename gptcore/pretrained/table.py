@@ -6,6 +6,7 @@ stands for a matrix and its bias, and counts only where the model has them, so o
 biases, norms and heads.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from gptcore.model import param_spec
+
+LARGEST = 2**56  # numbers in a tensor; torch counts their bytes in 63 bits
 
 
 class How(NamedTuple):
@@ -69,6 +72,9 @@ def _several(name):
 
 
 def shape_of(pair, config) -> tuple[int, ...]:
-    """The shape that their leaf has: join of ours, computed without numbers."""
+    """The shape that their leaf has: join of ours, without numbers. ValueError for more than can be counted."""
     spec = param_spec(config)
-    return tuple(pair.how.join([torch.empty(spec[name].shape, device="meta") for name in pair.ours], config).shape)
+    shapes = [spec[name].shape for name in pair.ours]
+    if (largest := max(map(math.prod, shapes))) > LARGEST:
+        raise ValueError(f"{pair.theirs}: expected at most {LARGEST:,} numbers, got a config of {largest:,}")
+    return tuple(pair.how.join([torch.empty(shape, device="meta") for shape in shapes], config).shape)
