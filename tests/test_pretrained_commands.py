@@ -165,7 +165,9 @@ SETTINGS = {
     "no type": ({"model_type": None}, "expected a model_type of gpt2, gpt_neox, phi, llama, qwen2, qwen3, mpt"),
     "another type": ({"model_type": "bert"}, "got 'bert'"),
     "a negative count": ({"num_hidden_layers": -1}, "num_hidden_layers: expected a whole number from 1 to"),
-    "a count of a billion": ({"num_hidden_layers": 10**9}, "weights: expected tensors of 1,000,000,000 layers"),
+    "a count of a billion": ({"num_hidden_layers": 10**9}, "memory: expected"),
+    "a width of two billion": ({"hidden_size": 2**31, "head_dim": 2**31}, "memory: expected"),
+    "layers that are not there": ({"num_hidden_layers": 100}, "weights: expected tensors of 100 layers, got"),
     "a text": ({"hidden_size": "64"}, "hidden_size: expected a whole number from 1 to 2147483648, got '64'"),
     "true": ({"vocab_size": True}, "vocab_size: expected a whole number"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "n_kv_head: expected a divisor of n_head=4, got 3"),
@@ -184,6 +186,22 @@ def test_an_impossible_setting_is_one_line(what, folder, tmp_path):
     changed, message = SETTINGS[what]
     bad = copy(folder, tmp_path / "bad", config=settings(folder, **changed))
     assert refused(typed("pretrained", bad, cwd=tmp_path), message)
+
+
+def test_a_file_larger_than_any_machine_is_one_line(folder, tmp_path):
+    """A terabyte of holes. Seen to fail: the mapping's own error ended the command, before the memory was asked."""
+    bad = copy(folder, tmp_path / "bad", config=settings(folder, vocab_size=2**31))
+    shape, size = [2**28, 64], 2**36
+    names = {name: {"dtype": "F32", "shape": shape, "data_offsets": [i * size, i * size + size]} for i, name in
+             enumerate(f"x{i}" for i in range(16))}  # fmt: skip
+    with open(bad / WHOLE, "wb") as file:
+        file.write(header(names))
+        file.truncate(file.tell() + 16 * size)
+    assert refused(typed("import", bad, "--dtype", "float32", cwd=tmp_path), "memory: expected", "bfloat16 needs half")
+    small = copy(folder, tmp_path / "small", weights=None)
+    (bad / WHOLE).rename(small / WHOLE)
+    assert refused(typed("import", small, cwd=tmp_path))
+    (small / WHOLE).unlink()
 
 
 @pytest.mark.parametrize(
@@ -404,6 +422,12 @@ def test_a_model_that_fits_no_machine_is_refused_before_its_download(server, fol
     done = ask(server, tmp_path, "me/tiny", "--yes")
     assert refused(done, "memory: expected", "GB for this model, got")
     assert not [path for _, path, _ in server.seen if path.endswith(".safetensors")]
+
+
+def test_a_billion_layers_are_counted_without_listing_them(server, folder, tmp_path):
+    """Seen to fail: the list of a billion layers' leaves filled the memory before anything was refused."""
+    server.folder = copy(folder, tmp_path / "deep", config=settings(folder, num_hidden_layers=10**9))
+    assert refused(ask(server, tmp_path, "me/tiny", "--yes"), "memory: expected", "GB for this model, got")
 
 
 def test_short_names_are_ids_of_the_hub():

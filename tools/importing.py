@@ -19,6 +19,8 @@ GB = 1e9
 def from_folder(folder, dtype, name, console) -> int:
     """A run from a folder in the layout of transformers."""
     name = choose_name(name, Path(folder).resolve().name)
+    _, config = read_config(folder)
+    refuse_what_cannot_fit(config, 4 if dtype == "float32" else 2)  # at least, and before the weights are opened
     model = open_folder(folder, dtype=dtype)
     width = {leaf.dtype.itemsize for leaf in model.leaves.values()}
     refuse_what_cannot_fit(model.config, max(width))

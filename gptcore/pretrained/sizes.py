@@ -6,13 +6,16 @@ Activations come on top of training. Sizes are decimal bytes.
 """
 
 import math
+from dataclasses import replace
 
 from gptcore.model import param_spec
 
 
 def n_weights(config) -> int:
     """How many numbers the weights are, padding rows included."""
-    return sum(math.prod(leaf.shape) for leaf in param_spec(config).values())
+    one = param_spec(replace(config, n_layer=1))  # a config from elsewhere may say a billion layers
+    times = lambda name: config.n_layer if name.startswith("blocks.") else 1
+    return sum(math.prod(leaf.shape) * times(name) for name, leaf in one.items())
 
 
 def weight_bytes(config, width) -> int:

@@ -72,6 +72,8 @@ class Weights:
                     self._files[name] = opened
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{path}: expected a safetensors file, got {error}") from None
+            except RuntimeError as error:  # more than the system lends addresses for
+                raise ValueError(f"{path}: expected a file that can be mapped, got {error}") from None
 
     def read(self, name) -> Tensor:
         """The tensor as the file has it: mapped, not read yet, and not to be written to."""
