@@ -179,28 +179,26 @@ def dropout_seeds(seed, step, first, n, device) -> Tensor:
 
 @lru_cache(maxsize=8)
 def loss_function(config, dtype, attention, compiled, recompute=False) -> Callable:
-    """(params, tokens, targets, seed) -> mean loss, computed in dtype; the body one compiled graph if asked.
+    """(params, tokens, targets, seed) -> mean loss, computed in dtype; a block is one compiled graph if asked.
 
-    Weights are cast once at the top instead of autocast: as fast compiled, faster in eager, and nothing hidden. What
-    is as large as the vocabulary stays outside of the graph: the head's chunked loss, which compiles for long inside,
-    and the rows of the embedding, whose gradient is a few rows to add to the head's where they are one matrix.
+    One block's graph serves them all: a graph of the whole body is as fast and compiles as many times longer as there
+    are blocks. Weights are cast at the top instead of by autocast: faster in eager, and nothing hidden. What is as
+    large as the vocabulary stays outside: the head's chunked loss, and the rows of the embedding, whose gradient is a
+    few rows to add to the head's where they are one matrix.
     """
     kind = getattr(torch, dtype)
-
-    def body(params, x, seed):
-        params = tree.map(lambda leaf: leaf.to(kind), params)
-        x, _ = run_blocks(params, config, x, dropout=seed, attention=attention, block=way)
-        return normed(x, params["norm_f"], config, "norm_f", None)
-
+    cast = partial(tree.map, lambda leaf: leaf.to(kind))
     way = recomputed if recompute else block
-    body = torch.compile(body, fullgraph=True, dynamic=False) if compiled else body
+    one = lambda x, p, positions, seed: way(x, cast(p), config, positions, dropout=seed, attention=attention)
+    one = torch.compile(one, fullgraph=True, dynamic=False) if compiled else one
 
     def run(params, tokens, targets, seed):
         check_tokens(tokens, config)
         few = config.tied and tokens.device.type == "cpu"
         x = embed(params, config, tokens, lookup=partial(F.embedding, sparse=few)).to(kind)
-        inner = {name: params[name] for name in ("blocks", "norm_f")}
-        return head_loss(params, config, body(inner, x, seed), targets)
+        each = lambda x, p, config, positions, kv=None, *, dropout, **_: one(x, p, positions, dropout)
+        x, _ = run_blocks(params, config, x, dropout=seed, block=each)
+        return head_loss(params, config, normed(x, cast(params["norm_f"]), config, "norm_f", None), targets)
 
     return run
 

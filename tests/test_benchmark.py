@@ -23,6 +23,7 @@ HOUSE = Path(__file__).resolve().parent.parent
 sys.path.append(str(HOUSE / "benchmarks"))
 peers = importlib.import_module("peers")
 bench_decode = importlib.import_module("bench_decode")
+quality = importlib.import_module("quality")
 TINY = architecture("gpt2", n_vocab=97, n_context=32, n_layer=2, d_model=32, n_head=2, mlp="gelu_tanh")
 
 
@@ -140,3 +141,22 @@ def test_a_peer_says_what_it_cannot_hold():
     assert peers.why_not("transformers", architecture("llama", n_vocab=97)) == "the model is no GPT-2"
     odd = architecture("gpt2", n_vocab=97, d_model=40, n_head=2)
     assert peers.why_not("llama.cpp", odd) == "rows of its Q8_0 are multiples of 32"
+
+
+def test_the_peers_weights_go_both_ways():
+    params = random_params(TINY)
+    model = peers.ModuleGPT(TINY)
+    model.load(params)
+    for (name, ours), (other, theirs) in zip(tree.walk(params), tree.walk(model.params()), strict=True):
+        assert name == other
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_table_of_variants_has_the_mean_and_its_interval():
+    """1.5, 1.6, 1.7: mean 1.6, and Student's t for two degrees of freedom, 4.303, times 0.1 / sqrt(3)."""
+    facts = {"tokens_per_second": 1000.0, "updates": 7, "train_loss": 1.0, "validation_loss": 2.0}
+    rows = [facts | {"variant": "a", "bits_per_byte": bits} for bits in (1.5, 1.6, 1.7)]
+    lines = list(quality.table([*rows, facts | {"variant": "b", "bits_per_byte": 2.0}]))
+    assert lines[0].startswith("a ")
+    assert "1.6000 +- 0.2484 (3 seeds)" in lines[0]
+    assert "2.0000 +- nan (1 seeds)" in lines[1]
