@@ -46,6 +46,7 @@ VARIANTS = {
     "qwen3 muon 0.01": {"model": QWEN3, "optimizer": {"muon_lr": 0.01}},
     "qwen3 adamw part 1e-2": {"model": QWEN3, "optimizer": {"lr": 1e-2}},
     "qwen3 beta2 0.95": {"model": QWEN3, "optimizer": {"betas": (0.9, 0.95)}},
+    "quick": {"model": QWEN3 | {"d_ff": 512}, "optimizer": {"weight_decay": 0.2}, "n_sequences": 8},
     "qwen3 decay 0.1": {"model": QWEN3, "optimizer": {"weight_decay": 0.1}},
     "qwen3 soft-cap 15": {"model": QWEN3 | {"logit_softcap": 15.0}},
     "qwen3 untied": {"model": QWEN3 | {"tied": False}},

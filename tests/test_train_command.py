@@ -150,6 +150,8 @@ def test_a_mode_gives_what_is_not_given(house):
     config = run["config"]
     assert (config["d_model"], config["n_layer"], config["n_head"], config["d_ff"]) == (64, 4, 4, 256)
     assert (run["mode"], run["epochs"], run["epoch_ends"]) == ("quick", 2, [1, 2])
+    moved = run["options"]["optimizer"]
+    assert (run["arch"], moved["kind"], moved["weight_decay"]) == ("qwen3", "muon", 0.2)
 
 
 @pytest.mark.parametrize(

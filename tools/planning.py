@@ -235,7 +235,9 @@ def choose_options(given, mode) -> TrainOptions:
     kind = given["optimizer"] or mode.get("optimizer", "adamw")
     asked = {"lr": given["lr"], "muon_lr": given["muon_lr"], "weight_decay": given["weight_decay"]}
     lr = finetuning.RATES["lora" if given["lora"] else "full"] if given["init"] else RATES[kind]
-    rates = {"lr": lr} | {name: value for name, value in asked.items() if value is not None}
+    ours = kind == mode.get("optimizer") and not given["init"]
+    decay = {"weight_decay": mode["weight_decay"]} if ours and "weight_decay" in mode else {}
+    rates = {"lr": lr, **decay} | {name: value for name, value in asked.items() if value is not None}
     schedule = given["schedule"] or mode.get("schedule", "cosine")
     return TrainOptions(
         n_steps=1, clip=given["clip"], seed=given["seed"], schedule=schedule, warmup=mode.get("warmup", 0.05),
