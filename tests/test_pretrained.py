@@ -138,6 +138,46 @@ def test_logits_are_transformers_own_at_once_and_through_the_cache(name, shelf, 
         torch.testing.assert_close(torch.cat(parts, dim=1), wanted, rtol=0, atol=1e-5)
 
 
+ROPE = {"rope_type": "default"}
+SPELLINGS = {
+    "the base beside rope_parameters": ("llama", {"rope_theta": 500.0, "rope_parameters": ROPE}),
+    "rope_scaling before rope_parameters": ("llama", {
+        "rope_theta": 500.0, "rope_parameters": ROPE | {"rope_theta": 100.0},
+        "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "the share beside rope_parameters": ("phi", {
+        "partial_rotary_factor": 0.25, "rope_parameters": ROPE | {"rope_theta": 500.0}}),
+    "a second share": ("neox", {"rotary_pct": 0.5, "rope_parameters": ROPE | {"rope_theta": 500.0}}),
+    "the oldest words": ("neox", {"rotary_pct": 0.5, "rotary_emb_base": 500.0, "rope_parameters": None}),
+    "GPT-2's heads by the common word": ("gpt2", {"n_head": None, "num_attention_heads": 4}),
+    "MPT's heads by the common word": ("mpt", {"n_heads": None, "num_attention_heads": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SPELLINGS)
+@torch.no_grad()
+def test_settings_mean_what_they_mean_to_transformers(what, shelf, tmp_path):
+    """Every one has been read as another model: with the default base or share, or with as many heads as GPT-2 has."""
+    name, changed = SPELLINGS[what]
+    (tmp_path / "odd").mkdir()
+    for path in shelf(name).iterdir():
+        (tmp_path / "odd" / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((shelf(name) / "config.json").read_text(encoding="utf-8")) | changed
+    settings = {word: value for word, value in settings.items() if value is not None}
+    (tmp_path / "odd/config.json").write_text(json.dumps(settings), encoding="utf-8")
+    model, tokens = load(tmp_path / "odd", tmp_path), tokens_of()
+    ours, _ = forward(model.params, model.config, tokens)
+    torch.testing.assert_close(ours, theirs(tmp_path / "odd", tokens), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["beside", "inside"])
+def test_a_share_that_llama_does_not_turn_is_refused(beside, shelf):
+    """transformers' class ignores it; a model that turns half a head has a class of its own."""
+    given = json.loads((shelf("llama") / "config.json").read_text(encoding="utf-8"))
+    given |= {"partial_rotary_factor": 0.5} if beside else {"rope_parameters": ROPE | {"partial_rotary_factor": 0.5}}
+    with pytest.raises(ValueError, match=r"partial_rotary_factor: expected 1\.0, the only value that is served, got 0"):
+        ARCHITECTURES["llama"].config_from(Settings(given))
+
+
 @every_oracle
 def test_the_native_decoder_says_what_transformers_says(name, shelf, tmp_path):
     """40 greedy tokens by native kernels; by teacher forcing each is the oracle's likeliest, or within 1e-4 of it."""
@@ -311,6 +351,7 @@ def test_our_own_architectures_export(name, tmp_path):
         ("gpt2", {"mlp": "relu2"}, "GPT2LMHeadModel comes nearest, without mlp='relu2'"),
         ("llama", {"window": 8}, "LlamaForCausalLM comes nearest, without window=8"),
         ("llama", {"score_softcap": 5.0}, "without score_softcap=5.0"),
+        ("llama", {"rope_fraction": 0.5}, "LlamaForCausalLM comes nearest, without rope_fraction=0.5"),
         ("gpt2", {"position": "sinusoidal"}, "without position='sinusoidal'"),
         ("alibi", {"d_ff": 100}, "without d_ff=100"),
     ],

@@ -1,7 +1,7 @@
 """GPT-2: learned positions, tied head, matrices stored (in, out), queries, keys and values in one of them."""
 
 from gptcore.config import ModelConfig
-from gptcore.pretrained.settings import ACTIVATIONS, MAX_CONTEXT, Settings
+from gptcore.pretrained.settings import ACTIVATIONS, MAX_CONTEXT, Settings, common_words
 from gptcore.pretrained.table import PARTS_TRANSPOSED, SAME, TRANSPOSED
 
 MODEL_TYPE, CLASS = "gpt2", "GPT2LMHeadModel"
@@ -20,10 +20,15 @@ TABLE = (
     ("head", "lm_head", SAME),
 )
 BUFFERS = (r".*\.attn\.(masked_)?bias",)  # the causal mask, as tensors
+WORDS = {
+    "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}  # fmt: skip
 
 
 def config_from(settings: Settings) -> ModelConfig:
     """The model that a config.json of this type describes. Raises ValueError for what we do not have."""
+    settings = common_words(settings, WORDS)
     for name, only in (
         ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False), ("add_cross_attention", False),
     ):  # fmt: skip

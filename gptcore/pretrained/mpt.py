@@ -1,7 +1,7 @@
 """MPT: ALiBi instead of positions, no bias anywhere, tied head."""
 
 from gptcore.config import ModelConfig
-from gptcore.pretrained.settings import MAX_CONTEXT, Settings
+from gptcore.pretrained.settings import MAX_CONTEXT, Settings, common_words
 from gptcore.pretrained.table import PARTS, SAME
 
 MODEL_TYPE, CLASS = "mpt", "MptForCausalLM"
@@ -18,10 +18,12 @@ TABLE = (
     ("norm_f", "transformer.norm_f", SAME),
 )
 BUFFERS = ()
+WORDS = {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
 
 
 def config_from(settings: Settings) -> ModelConfig:
     """The model that a config.json of this type describes. Raises ValueError for what we do not have."""
+    settings = common_words(settings, WORDS)
     attention = settings.part("attn_config")
     for part, name, only in (
         (settings, "no_bias", True), (settings, "tie_word_embeddings", True), (settings, "logit_scale", None),

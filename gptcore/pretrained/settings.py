@@ -64,21 +64,32 @@ class Settings:
         return Settings(value)
 
 
-def read_rope(settings, *, base_name="rope_theta", fraction_name="partial_rotary_factor", fraction=1.0) -> dict:
-    """The rotary fields of ModelConfig, from rope_parameters or from the older spelling beside it."""
-    new = settings.part("rope_parameters")
-    old = settings.part("rope_scaling")
-    source = new if new.given else Settings(
-        {"rope_theta": settings.given.get(base_name), "partial_rotary_factor": settings.given.get(fraction_name)}
-        | old.given
-    )  # fmt: skip
+def common_words(settings, own) -> Settings:
+    """The settings of a family with own words {common: own} for what others call hidden_size and so on: transformers
+    takes both, and the common word where both are given.
+    """
+    given = settings.given
+    return Settings(given | {name: given[word] for word, name in own.items() if given.get(word) is not None})
+
+
+def read_rope(settings, *, base_name="rope_theta", fraction_name="partial_rotary_factor", fraction=None) -> dict:
+    """The rotary fields of ModelConfig, from both spellings as transformers reads them: rope_scaling before
+    rope_parameters, and the settings beside them for what these leave out.
+
+    fraction is the share of a head that turns unless it says otherwise; None: the family turns all of it, always.
+    """
+    beside = {"rope_theta": settings.given.get(base_name), "partial_rotary_factor": settings.given.get(fraction_name)}
+    inside = settings.part("rope_scaling").given or settings.part("rope_parameters").given
+    source = Settings(beside | {name: value for name, value in inside.items() if value is not None})
+    if fraction is None:
+        source.must_be("partial_rotary_factor", 1.0)
     kind = source.get("rope_type", source.get("type", "default"))
     kinds = {"default": "none", "linear": "linear", "llama3": "llama3"}
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"rope_type: expected one of {', '.join(kinds)}, got {kind!r}")
     fields = {
         "position": "rope", "rope_base": source.number("rope_theta", 10_000.0),
-        "rope_fraction": source.number("partial_rotary_factor", fraction), "rope_scaling": kinds[kind],
+        "rope_fraction": source.number("partial_rotary_factor", fraction or 1.0), "rope_scaling": kinds[kind],
     }  # fmt: skip
     if kind != "default":
         fields["rope_factor"] = source.number("factor", None)
@@ -92,7 +103,7 @@ def read_rope(settings, *, base_name="rope_theta", fraction_name="partial_rotary
 def write_rope(config, *, partial=False) -> dict:
     """Settings that read_rope reads, in both spellings: each version of transformers looks for its own.
 
-    partial says that the family turns a share of a head unless told otherwise.
+    partial says that the family can turn a share of a head; the others have no word for it.
     """
     kind = {"none": "default"}.get(config.rope_scaling, config.rope_scaling)
     scaling = {"rope_type": kind}
@@ -104,6 +115,6 @@ def write_rope(config, *, partial=False) -> dict:
             "original_max_position_embeddings": config.rope_trained,
         }  # fmt: skip
     base = {"rope_theta": config.rope_base}
-    part = {"partial_rotary_factor": config.rope_fraction} if partial or config.rope_fraction != 1 else {}
+    part = {"partial_rotary_factor": config.rope_fraction} if partial else {}
     old = {"rope_scaling": scaling} if kind != "default" else {}
     return {"rope_parameters": base | part | scaling} | base | part | old
