@@ -8,7 +8,7 @@ in float32, not compiled. Losses are compared before anything is timed; the figu
 median step. The limit is a step of nothing but matrix products, at the speed of the best of them.
 
 Did not help: torch.compile for the pass over the logits (8.3 ms for 4.2M of them on one thread, plain torch 9.4, the
-native kernel under 2); the head inside the compiled graph; transparent huge pages (THP_MEM_ALLOC_ENABLE=1).
+native kernel about 2); transparent huge pages (THP_MEM_ALLOC_ENABLE=1).
 """
 
 import json
