@@ -290,6 +290,29 @@ def test_formats_are_converted_on_the_way(stored, dtype, shelf, tmp_path):
     assert foreign.n_bytes == sum(leaf.numel() * leaf.itemsize for leaf in tree.leaves(model.params))
 
 
+@pytest.mark.parametrize("most", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@torch.no_grad()
+def test_a_model_in_several_formats_becomes_one_in_its_commonest(most, shelf, tmp_path):
+    """Norms are often kept wider than matrices. Seen to fail where each leaf kept its own: a product refused them."""
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "mixed").mkdir()
+    for file in ("config.json", "tokenizer.json"):
+        (tmp_path / "mixed" / file).write_bytes((shelf("llama") / file).read_bytes())
+    rare = torch.bfloat16 if most == torch.float32 else torch.float32
+    leaves = load_file(shelf("llama") / "model.safetensors")
+    leaves = {name: leaf.to(rare if "norm" in name else most) for name, leaf in leaves.items()}
+    save_file(leaves, tmp_path / "mixed/model.safetensors")
+    foreign = open_folder(tmp_path / "mixed")
+    wanted = torch.float32 if most == torch.float32 else torch.bfloat16
+    words = ["float16", "float32"][most != torch.float16 :] if wanted == torch.bfloat16 else []
+    assert foreign.notes == tuple(f"{word} weights become bfloat16; --dtype float32 keeps every bit" for word in words)
+    model = checkpoint.load_model(save_run(foreign, name="run", root=tmp_path), root=tmp_path)
+    assert {leaf.dtype for leaf in tree.leaves(model.params)} == {wanted}
+    assert forward(model.params, model.config, tokens_of())[0].isfinite().all()
+    export_folder(model.params, model.config, model.tokenizer, tmp_path / "out", ARCHITECTURES.values())
+
+
 def test_names_without_their_prefix_masks_and_a_tied_copy_are_the_same_model(shelf, tmp_path):
     """GPT-2 as the hub has it: no "transformer.", the causal mask as tensors, and in old files the head once more."""
     from safetensors.torch import load_file, save_file

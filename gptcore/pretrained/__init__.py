@@ -9,8 +9,10 @@ exported is loaded by transformers and its logits are compared before anybody is
 Adding an architecture is one file like llama.py, its name here, and a row in the test.
 """
 
+import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -66,8 +68,8 @@ def read_config(folder) -> tuple[Any, ModelConfig]:
 def open_folder(folder, *, dtype="auto", about=None) -> Foreign:
     """The model in a folder with config.json, safetensors and tokenizer.json, every name and shape checked.
 
-    dtype float32, bfloat16 or auto: as stored, but float16 becomes bfloat16 and float64 float32. Raises ValueError
-    naming the file, setting or tensor that is not as expected; no code from the folder is run.
+    dtype float32, bfloat16 or auto: as most numbers are stored, but float16 becomes bfloat16 and float64 float32.
+    Raises ValueError naming the file, setting or tensor that is not as expected; no code from the folder is run.
     """
     if dtype not in ("auto", *FORMATS):
         raise ValueError(f"dtype: expected auto, {', '.join(FORMATS)}, got {dtype}")
@@ -77,10 +79,9 @@ def open_folder(folder, *, dtype="auto", about=None) -> Foreign:
         raise ValueError(f"weights: expected tensors of {config.n_layer:,} layers, got {len(weights.shapes):,} tensors")
     table, spec = pairs(architecture.TABLE, config), param_spec(config)
     names = match_names(weights, table, architecture, config)
+    kind = FORMATS.get(dtype) or common_format(weights, names.values())
     leaves = {}
     for pair in table:
-        stored = weights.dtypes[names[pair.theirs]]
-        kind = FORMATS[dtype] if dtype in FORMATS else AUTO.get(stored, stored)
         for place, ours in enumerate(pair.ours):
             make = partial(_read, weights, names[pair.theirs], pair, place, kind, config)
             leaves[ours] = Later(spec[ours].shape, kind, make)
@@ -88,8 +89,9 @@ def open_folder(folder, *, dtype="auto", about=None) -> Foreign:
     check_params(tree.nest(leaves), config)
     words = read_tokenizer(folder)
     check_vocabulary(words, config)
-    halves = dtype == "auto" and torch.float16 in weights.dtypes.values()
-    notes = ("float16 weights become bfloat16; --dtype float32 keeps every bit",) if halves else ()
+    rounded = {weights.dtypes[name] for name in names.values()} & {torch.float16, torch.float32}
+    notes = [f"{str(each)[6:]} weights become bfloat16; --dtype float32 keeps every bit" for each in rounded]
+    notes = tuple(sorted(notes)) if dtype == "auto" and kind == torch.bfloat16 else ()
     about = {"architecture": architecture.CLASS} | (about or {"source": Path(folder).resolve().name})
     return Foreign(config, leaves, words, about, notes=notes)
 
@@ -104,6 +106,17 @@ def open_checkpoint(path, *, tokenizer=None, dtype="auto") -> Foreign:
     config, leaves, optimizer, words, about = seed.open_checkpoint(path, tokenizer=tokenizer, dtype=dtype)
     check_vocabulary(words, config)
     return Foreign(config, leaves, words, about, optimizer)
+
+
+def common_format(weights, names) -> torch.dtype:
+    """What most numbers of these tensors are stored in, as AUTO has it: a model computes in one format, whatever its
+    norms were kept in.
+    """
+    numbers = Counter()
+    for name in names:
+        kind = weights.dtypes[name]
+        numbers[AUTO.get(kind, kind)] += math.prod(weights.shapes[name])
+    return numbers.most_common(1)[0][0]
 
 
 def check_vocabulary(words, config) -> None:
