@@ -71,7 +71,9 @@ POSITIVE = click.IntRange(min=1)
 @click.option("--optimizer", type=click.Choice(["adamw", "muon"]), help="What moves the weights.")
 @click.option("--lr", type=Number(min=0, min_open=True), help="AdamW's peak rate.")
 @click.option("--muon-lr", type=Number(min=0, min_open=True), help="Muon's peak rate.")
-@click.option("--weight-decay", type=Number(min=0), help="On matrices, not on biases and norms (quick: 0.2, else 0.01).")
+@click.option(
+    "--weight-decay", type=Number(min=0), help="On matrices, not on biases and norms (quick: 0.2, else 0.01)."
+)
 @click.option("--schedule", type=click.Choice(["cosine", "wsd"]), help="How the rate falls.")
 @click.option(
     "--clip",
