@@ -24,9 +24,8 @@ def linear(x, w, b=None, lora_a=None, lora_b=None) -> Tensor:
     y = F.linear(x, w, b)
     if lora_a is None:
         return y
-    return y + F.linear(
-        F.linear(x, lora_a.to(x.dtype)), lora_b.to(x.dtype)
-    )  # it learns in float32 over a base in 16 bit
+    a, b = lora_a.to(x.dtype), lora_b.to(x.dtype)  # they learn in float32 over a base in 16 bit
+    return y + F.linear(F.linear(x, a), b)
 
 
 # ------------------------------------------------------------------------------------------------------------- norms
@@ -253,7 +252,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     row of the softmax is divided by is a factor of x and of dx, so no pass over the logits divides.
     Apply to x (N,C), w (V_padded,C), b (V_padded,) or None, targets (N,) where -100 does not count, then n_vocab, cap
     (0: none), rows, the size of a chunk, and weigh_, this module's or a twin; the first result is the loss. Products
-    are made in the dtype of x, whatever that of w, and their sums in that of w. First derivatives only, once.
+    are made in the dtype of x, whatever that of w, and their sums in that of w; but those of float16 in float32, which
+    alone holds a row's sum of e^(z - top). First derivatives only, once.
     """
 
     @staticmethod
@@ -263,6 +263,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         share = (targets != -100).to(torch.promote_types(x.dtype, torch.float32))
         share, nats = share / share.sum().clamp(min=1), share.new_zeros(())
         index = targets.masked_fill(targets == -100, 0)  # any other target outside V is refused by weigh_
+        x = x.float() if x.dtype == torch.float16 else x
         narrow, bias = w.to(x.dtype), None if b is None else b.to(x.dtype)
         for xc, tc, sc, dxc in zip(x.split(rows), index.split(rows), share.split(rows), dx.split(rows), strict=True):
             g = F.linear(xc, narrow, bias)  # (rows,V): becomes its own gradient, but for the factor

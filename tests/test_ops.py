@@ -181,6 +181,18 @@ def test_chunked_cross_entropy_never_holds_all_logits():
     assert largest(lambda: ops.LinearCrossEntropy.apply(x, w, None, targets, 20_000, 0.0, 128)[0]) < 30e6
 
 
+def test_a_float16_loss_sums_over_a_large_vocabulary():
+    """70,000 equal logits: a row's sum is more than float16 holds. Seen to fail (infinite gradients) before it was
+    computed in float32."""
+    x, w = torch.ones(2, 4, dtype=torch.float16).requires_grad_(), torch.zeros(70_000, 4, dtype=torch.float16)
+    w = w.requires_grad_()
+    value = ops.LinearCrossEntropy.apply(x, w, None, torch.tensor([1, 2]), 70_000, 0.0, 2)[0]
+    value.backward()
+    assert value.item() == pytest.approx(math.log(70_000), rel=1e-4)
+    assert w.grad[1].tolist() == pytest.approx([-0.5] * 4, rel=1e-3)
+    assert not x.grad.any()
+
+
 def test_mean_over_no_target_is_zero_not_nan():
     x, w = rand(4, 3).requires_grad_(), rand(5, 3)
     value = ops.LinearCrossEntropy.apply(x, w, None, torch.full((4,), -100), 5, 0.0, 2)[0]
