@@ -181,10 +181,10 @@ def dropout_seeds(seed, step, first, n, device) -> Tensor:
 def loss_function(config, dtype, attention, compiled, recompute=False) -> Callable:
     """(params, tokens, targets, seed) -> mean loss, computed in dtype; a block is one compiled graph if asked.
 
-    One block's graph serves them all: a graph of the whole body is as fast and compiles as many times longer as there
-    are blocks. Weights are cast at the top instead of by autocast: faster in eager, and nothing hidden. What is as
-    large as the vocabulary stays outside: the head's chunked loss, and the rows of the embedding, whose gradient is a
-    few rows to add to the head's where they are one matrix.
+    One block's graph serves them all: a graph of the whole body is perhaps a twentieth faster, and takes a multiple of
+    the time to compile. Weights are cast at the top instead of by autocast: faster in eager, and nothing hidden. What
+    is as large as the vocabulary stays outside: the head's chunked loss, and the rows of the embedding, whose gradient
+    is a few rows to add to the head's where they are one matrix.
     """
     kind = getattr(torch, dtype)
     cast = partial(tree.map, lambda leaf: leaf.to(kind))

@@ -6,8 +6,8 @@ MODES = {
         "tokenizer": "bpe:4096", "minutes": 5.0, "least_updates": 2000, "cache_gb": 1.0,
         # benchmarks/quality.py, held-out bits per byte after 0.8M tokens of python-docs: gpt2 1.847, qwen3 1.765, and
         # 1.722 where an update is 2,048 tokens instead of 4,096. AdamW instead of Muon and wsd: 2.12 for 1.63, once.
-        # Five minutes are eight passes over python-docs: with a decay of 0.01 the held-out text is best after five of
-        # them (1.454) and ends at 1.517, with 0.2 it ends at 1.339.
+        # Five minutes are some eight passes over python-docs. In one run each with a decay of 0.01 the held-out text is
+        # best after six tenths of them (1.454) and ends at 1.517; with 0.2 it ends at 1.339.
         "arch": "qwen3", "optimizer": "muon", "schedule": "wsd", "weight_decay": 0.2,
     },
     "medium": {
