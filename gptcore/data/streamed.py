@@ -106,14 +106,13 @@ def reopen_stream(
         cache=str(cache), n_chunks=len(plan["groups"]), n_shard=plan["stream"]["n_shard"], budget=budget,
         revision=plan["stream"]["revision"], keep=tuple(keep),
     )  # fmt: skip
-    download = Download(asked, folder, patience=patience, pauses=pauses)
+    ways = {"patience": patience, "pauses": pauses}
+    download = Download(asked, folder, **ways)
     download.watch = watch
     if faults := shards.broken(folder, plan["validation"]):
         if not fetch:
             raise ValueError(faults[0])
-        first = Download(
-            asked._replace(n_chunks=1), folder, patience=patience, pauses=pauses
-        )  # holds it; the others are for whoever trains
+        first = Download(asked._replace(n_chunks=1), folder, **ways)  # holds it; the others are for whoever trains
         first.watch = watch
         try:
             _begin(first, stream)
