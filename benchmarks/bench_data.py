@@ -33,6 +33,7 @@ from gptcore.train import TrainOptions, init_state, train_step_
 from tools.modes import MODES
 
 WORDS = [word for name, text in corpora.python_docs() for word in text.split()][:20_000]
+SIZES = {"n_context": 256, "n_sequences": 8, "seed": 1}  # an update of quick mode
 
 
 def write_texts(folder, n_bytes):
@@ -71,8 +72,7 @@ def order_for(folder, cache, n_chunks):
 def batch_cost(n_rounds=20):
     """Seconds of a quick mode's batch and of its training step, medians."""
     with tempfile.TemporaryDirectory() as cache:
-        sizes = {"n_context": 256, "n_sequences": 16, "seed": 1}
-        dataset = data.prepare("python-docs", MODES["quick"]["tokenizer"], cache=cache, **sizes)
+        dataset = data.prepare("python-docs", MODES["quick"]["tokenizer"], cache=cache, **SIZES)
         params, config, state, options = model_for(dataset)
         times = {"batch": [], "step": []}
         for step in range(n_rounds + 2):
@@ -90,9 +90,8 @@ def model_for(dataset):
     """A model of quick mode's sizes, ready to be trained on the dataset: (params, config, state, options)."""
     n_vocab = dataset.tokenizer.n_vocab
     sizes = {name: MODES["quick"][name] for name in ("n_layer", "d_model", "n_head", "d_ff")}
-    config = architecture(
-        "gpt2", n_vocab=n_vocab, n_vocab_padded=padded_vocab(n_vocab), n_context=dataset.n_context, **sizes
-    )
+    sizes |= {"n_vocab": n_vocab, "n_vocab_padded": padded_vocab(n_vocab), "n_context": dataset.n_context}
+    config = architecture(MODES["quick"]["arch"], **sizes)
     params = init_params(config, generator(1))
     options = TrainOptions(n_steps=1_000, warmup=0.0, dtype="float32", compiled=False)
     return params, config, init_state(params, config, options), options
@@ -114,13 +113,12 @@ def fetch_text(folder):
     fetched(folder / "hub", folder / "cache", 10_000)
 
 
-def read_through(folder, n_every=5_000):
+def read_through(folder, n_every=10_000):
     """Read every batch of an epoch, as training does, and train on one in n_every of them."""
-    sizes = {"n_context": 256, "n_sequences": 16, "seed": 1, "tokens_per_epoch": 10**12}
     words = tokenizer.load(folder / "cache/tokenizer.json")
-    dataset = data.prepare(f"hf:{folder}/hub", words, cache=folder / "cache", **sizes)
+    dataset = data.prepare(f"hf:{folder}/hub", words, cache=folder / "cache", tokens_per_epoch=10**12, **SIZES)
     params, config, state, options = model_for(dataset)
-    with closing(data.prefetch(dataset.batch, 0, dataset.n_windows // 16)) as batches:
+    with closing(data.prefetch(dataset.batch, 0, dataset.n_windows // dataset.n_sequences)) as batches:
         for step, batch in enumerate(batches):
             if step % n_every == 0:
                 train_step_(params, config, batch, state, options)

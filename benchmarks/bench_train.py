@@ -1,14 +1,14 @@
 """A training step against the same model written with torch.nn modules as nanoGPT does it, in turns, in one process.
 
-    python benchmarks/bench_train.py [--json benchmarks/results/train.json] [--shape small] [--steps 12]
+    python benchmarks/bench_train.py [--json benchmarks/results/train.json] [--shape small] [--steps 12] [--profile]
 
 Both sides: the same weights and batches, bfloat16 compute, torch.compile, clipping at 1.0, fused AdamW, as many rows in
 the embedding, and an allocator that keeps its memory (device.keep_memory_), which helps both. A third side is the peer
 in float32, not compiled. Losses are compared before anything is timed; the figure is the ratio, of the best and of the
-median step. The limit is a step of nothing but matrix products, at the speed of the best of them.
+median step. The limit is a step of nothing but matrix products, at the speed of the best of them. --profile tells
+afterwards where our step's time goes. GPTCORE_KERNELS=reference shows what the native pass over the logits is worth.
 
-Did not help: torch.compile for the pass over the logits (8.3 ms for 4.2M of them on one thread, plain torch 9.4, the
-native kernel about 2); transparent huge pages (THP_MEM_ALLOC_ENABLE=1).
+Did not help: torch.compile for the pass over the logits; transparent huge pages (THP_MEM_ALLOC_ENABLE=1).
 """
 
 import json
@@ -86,13 +86,23 @@ def race(sides, batches, n_steps):
     return first, seconds
 
 
+def profile(step, batches):
+    """(milliseconds a step, operator), its own time on the thread that calls it, the longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        for batch in batches:
+            step(*batch)
+    rows = ((row.self_cpu_time_total / 1e3 / len(batches), row.key) for row in seen.key_averages())
+    return sorted(rows, reverse=True)
+
+
 @click.command()
 @click.option("--shape", type=click.Choice(list(SHAPES)), multiple=True, default=list(SHAPES), help="Which shapes.")
 @click.option("--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Timed steps a side.")
 @click.option("--eager", is_flag=True, help="Neither side compiled.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads (default: all cores).")
+@click.option("--profile", "profiled", is_flag=True, help="Also tell how long our step is in which operator.")
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Also write the result there.")
-def main(shape, steps, eager, threads, file):
+def main(shape, steps, eager, threads, profiled, file):
     """Race a training step against its peer."""
     torch.set_num_threads(threads or torch.get_num_threads())
     keep_memory_()
@@ -110,7 +120,8 @@ def main(shape, steps, eager, threads, file):
             tuple(torch.randint(config.n_vocab, (rows, config.n_context), generator=draw) for _ in range(2))
             for _ in range(4)
         ]
-        first, seconds = race(contestants(config, not eager), batches, steps)
+        sides = contestants(config, not eager)
+        first, seconds = race(sides, batches, steps)
         peak, n_tokens = gemm_peak("cpu", torch.bfloat16), rows * config.n_context
         table = {}
         for side, times in seconds.items():
@@ -139,6 +150,8 @@ def main(shape, steps, eager, threads, file):
                 f"x{row['ratio_to_float32_eager']:.2f} of float32 eager  "
                 f"{100 * row['share_of_gemm_peak']:.0f} % of peak  (compiled in {row['first_two_steps_seconds']:.0f} s)"
             )
+        for milliseconds, operator in profile(sides["gptcore, explicit"], batches)[:12] if profiled else ():
+            click.echo(f"  {milliseconds:>8.1f} ms a step  {operator}")
     if file:
         Path(file).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
