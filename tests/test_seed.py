@@ -73,9 +73,16 @@ class Old(nn.Module):
         return self.output_proj(self.ln_f(x))
 
 
+def old(position, tied=True):
+    """The earlier model with weights that no other test's draws can change."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return Old(position, tied)
+
+
 def trained(position, tied=True):
     """(the model after three updates, its optimizer): AdamW over what decays, then over biases and norms."""
-    model = Old(position, tied)
+    model = old(position, tied)
     draw = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for leaf in model.parameters():
@@ -125,7 +132,7 @@ def load(path, root, **ways):
 @torch.no_grad()
 def test_logits_are_the_old_models(position, tied, compiled, tmp_path):
     """Seen to fail without the factor sqrt(d), and with rotary pairs (i, i + half)."""
-    model = Old(position, tied)
+    model = old(position, tied)
     for leaf in model.parameters():
         leaf.add_(torch.randn(leaf.shape, generator=torch.Generator().manual_seed(leaf.numel())) * 0.1)
     config = {"position_encoding_type": position, "max_seq_len": 40} if position == "rope" else {}
@@ -134,7 +141,7 @@ def test_logits_are_the_old_models(position, tied, compiled, tmp_path):
     assert ours.config.n_context == (5000 if position == "alibi" else 40)
     tokens = batch()[0]
     logits, _ = forward(ours.params, ours.config, tokens)
-    torch.testing.assert_close(logits, model(tokens), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, model(tokens), rtol=1e-6, atol=1e-5)  # of logits up to 40
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "own head"])
@@ -218,7 +225,7 @@ def test_a_broken_file_is_named(what, tmp_path):
 
 
 def test_a_file_without_moments_is_a_model_and_formats_convert(tmp_path):
-    model = Old("learned")
+    model = old("learned")
     foreign = open_checkpoint(save(tmp_path / "old.pt", model), tokenizer="cl100k:300", dtype="bfloat16")
     assert foreign.optimizer == {}
     assert {leaf.dtype for leaf in foreign.leaves.values()} == {torch.bfloat16}
