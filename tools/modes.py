@@ -3,7 +3,7 @@
 MODES = {
     "quick": {
         "n_layer": 4, "d_model": 128, "n_head": 4, "d_ff": 512, "tokens_per_epoch": 10_000_000, "epochs": 10,
-        "tokenizer": "bpe:4096", "minutes": 5.0, "least_updates": 2000, "cache_gb": 1.0,
+        "tokenizer": "bpe:4096", "minutes": 5.0, "least_updates": 1500, "cache_gb": 1.0,
         # benchmarks/quality.py, held-out bits per byte after 0.8M tokens of python-docs: gpt2 1.847, qwen3 1.765, and
         # 1.722 where an update is 2,048 tokens instead of 4,096. AdamW instead of Muon and wsd: 2.12 for 1.63, once.
         # Five minutes are some eight passes over python-docs. In one run each with a decay of 0.01 the held-out text is
