@@ -27,7 +27,8 @@ def _collection(group, path):
         if isinstance(command, click.Group):
             collection.add_collection(_collection(command, (*path, name)))
         else:
-            collection.add_task(as_task(command, ".".join((*path, name))), name=name)
+            first = (*path, name) == ("menu",)  # what `invoke` alone does
+            collection.add_task(as_task(command, ".".join((*path, name))), name=name, default=first)
     return collection
 
 

@@ -19,6 +19,7 @@ from tools.evaluate import evaluate
 from tools.generate import generate
 from tools.harness import harness
 from tools.interpret import interpret
+from tools.menu import menu
 from tools.pretrained import export, import_, pretrained
 from tools.runs import runs
 from tools.sampling_demo import sampling_demo
@@ -28,6 +29,6 @@ main = click.Group(
     "gptcore",
     commands=[
         benchmark, build, compare, compile_gpu, data, doctor, download, evaluate, export, generate, harness,
-        import_, interpret, lint, pretrained, runs, sampling_demo, sanitize, test, train,
+        import_, interpret, lint, menu, pretrained, runs, sampling_demo, sanitize, test, train,
     ],
 )  # fmt: skip
