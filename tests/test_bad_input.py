@@ -62,6 +62,15 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def parsed(command, argv):
+    """Does click take these words? The command's own work does not start."""
+    try:
+        command.make_context("sweep", list(argv))
+    except click.ClickException:
+        return False
+    return True
+
+
 def refused(command, path, argv):
     """None if the command refuses argv with one line and 2, else what it did."""
     try:
@@ -83,7 +92,8 @@ def test_every_bad_value_is_one_line_and_2(folder, capsys):
             for value in () if option.is_flag else bad_values(option.type):
                 tried[path] += 1
                 name = option.opts[0]
-                wrong = refused(command, path, [f"{name}={value}" if name[:2] == "--" else f"{name}{value}", *needed])
+                argv = [f"{name}={value}" if name[:2] == "--" else f"{name}{value}", *needed]
+                wrong = "accepted" if parsed(command, argv) else refused(command, path, argv)
                 failures += [(path, option.opts[0], value[:40], wrong)] if wrong else []
         tried[path] += 1
         wrong = refused(command, path, ["--no-such-option", *needed])
@@ -91,4 +101,22 @@ def test_every_bad_value_is_one_line_and_2(folder, capsys):
     print(f"tried {sum(tried.values())} inputs of {len(tried)} commands")
     assert not failures
     assert sum(tried.values()) > 500
+    assert snapshot(folder) == before
+
+
+RUNS = ("missing", "", "é", "file.txt", "folder", "runs/\x00", "x" * 300, "no\nsuch\nrun", "folder/inner.txt", "-1", "..")
+
+
+def test_every_run_that_is_none_is_one_line_and_2(folder):
+    """These pass click, so the command itself must refuse them before it does anything."""
+    before, failures, n = snapshot(folder), [], 0
+    for path, command in leaves(main):
+        options = {p.opts[0]: p for p in command.params if isinstance(p, click.Option)}
+        name = "--resume" if path == "train" else "--run"
+        for value in RUNS if name in options else ():
+            n += 1
+            wrong = refused(command, path, [f"{name}={value}"])
+            failures += [(path, name, value[:40], wrong)] if wrong else []
+    assert not failures
+    assert n > 50
     assert snapshot(folder) == before
