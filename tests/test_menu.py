@@ -77,7 +77,9 @@ class Terminal:
 
 def test_every_screen_asks_for_options_that_exist():
     for screen in SCREENS.values():
-        names = {p.opts[0] if isinstance(p, click.Option) else p.name.upper() for p in command_of(screen.command).params}
+        names = {
+            p.opts[0] if isinstance(p, click.Option) else p.name.upper() for p in command_of(screen.command).params
+        }
         assert set(screen.asks) <= names
         assert screen.about
     assert {name for name, _ in SUGGESTIONS} <= {screen.command for screen in SCREENS.values()}

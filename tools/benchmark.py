@@ -35,7 +35,7 @@ OF_A_RUN = ("decode", "int8")  # the groups that can measure a trained model
 @click.option("--json", "file", type=click.Path(dir_okay=False), help="Also write everything measured there.")
 def benchmark(only, run, k, threads, realtime, file):
     """Measure speed as ratios within one run: against peers, against the reference, against the memory."""
-    if run and only and only not in OF_A_RUN:
+    if run is not None and only and only not in OF_A_RUN:
         raise ValueError(f"only: expected {' or '.join(OF_A_RUN)} beside --run, got {only}")
     if realtime:
         check_realtime()
@@ -47,9 +47,9 @@ def benchmark(only, run, k, threads, realtime, file):
     build_first(lambda line: click.echo(line, err=True))
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    groups = [only] if only else OF_A_RUN if run else GROUPS
+    groups = [only] if only else GROUPS if run is None else OF_A_RUN
     files = [str(HOUSE / "benchmarks" / GROUPS[group]) for group in groups]
-    chosen = [*(["-k", k] if k else []), *(model_words(run) if run else [])]
+    chosen = [*(["-k", k] if k else []), *([] if run is None else model_words(run))]
     chosen += ["--realtime"] if realtime else []
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "benchmark.json")

@@ -22,7 +22,7 @@ def sampling_demo(**given):
 
     console = Console(highlight=False)
     model = None
-    if given["run"]:  # what is wrong with it is said before anything is shown
+    if given["run"] is not None:  # what is wrong with it is said before anything is shown
         from tools import scoring
 
         model = scoring.load(given["run"], given)
