@@ -37,21 +37,34 @@ SCREENS = {
     "Attention": Screen("interpret.attention", "where heads look", ("--run", "--text"), needs_run=True),
     "Logit lens": Screen("interpret.logit-lens", "what each block would say", ("--run", "--text"), needs_run=True),
     "Induction": Screen("interpret.induction-heads", "heads that copy", ("--run",), needs_run=True),
-    "Patch": Screen("interpret.patch", "which activation carries the answer", ("--run", "--clean", "--corrupted", "--target"), needs_run=True),
+    "Patch": Screen(
+        "interpret.patch",
+        "which activation carries the answer",
+        ("--run", "--clean", "--corrupted", "--target"),
+        needs_run=True,
+    ),
     "Report": Screen("interpret.report", "everything on one page of HTML", ("--run", "--text"), needs_run=True),
     "Download": Screen("download", "training data, before it is needed", ("--data", "--tokens")),
     "Pretrained": Screen("pretrained", "make a run from a published model", ("NAME",)),
     "Runs": Screen("runs", "list all runs and their steps"),
     "Doctor": Screen("doctor", "what this machine can use"),
-}  # fmt: skip
+}
 
 SUGGESTIONS = {  # where click knows only a text or a number: values worth choosing, with a few words about each
-    ("train", "--data"): [("python-docs", "Python's documentation, here already"), ("fineweb-edu", "educational web pages"), ("wikitext", "articles of Wikipedia")],
+    ("train", "--data"): [
+        ("python-docs", "Python's documentation, here already"),
+        ("fineweb-edu", "educational web pages"),
+        ("wikitext", "articles of Wikipedia"),
+    ],
     ("download", "--data"): [("fineweb-edu", "educational web pages"), ("wikitext", "articles of Wikipedia")],
-    ("download", "--tokens"): [("10000000", "a first look"), ("50000000", "the default"), ("100000000", "for a long training")],
+    ("download", "--tokens"): [
+        ("10000000", "a first look"),
+        ("50000000", "the default"),
+        ("100000000", "for a long training"),
+    ],
     ("generate", "--preset"): [(name, "") for name in ("greedy", "precise", "balanced", "creative", "very-creative")],
     ("pretrained", "NAME"): [("gpt2", "124M weights"), ("pythia-160m", "160M weights"), ("phi-2", "2.8B weights")],
-}  # fmt: skip
+}
 
 
 @click.command()
