@@ -9,12 +9,10 @@ from pathlib import Path
 import click
 import pytest
 
-pytest.importorskip("pty", reason="a terminal of one's own is POSIX's")
-pyte = pytest.importorskip("pyte", reason="the extra [test] reads the terminal's screen")
-
-import pty
-
 from tools.menu import SCREENS, SUGGESTIONS, command_of
+
+pty = pytest.importorskip("pty", reason="a terminal of one's own is POSIX's")
+pyte = pytest.importorskip("pyte", reason="the extra [test] reads the terminal's screen")
 
 HOUSE = Path(__file__).resolve().parent.parent
 DOWN, ENTER, CTRL_C = b"\x1b[B", b"\r", b"\x03"
