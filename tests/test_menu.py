@@ -51,7 +51,8 @@ class Terminal:
         """Wait until all the words stand on the screen."""
         end = time.monotonic() + 60
         while not all(word in self.text() for word in words):
-            assert time.monotonic() < end and self.read(0.2), f"expected {words}, got\n{self.text()}"
+            goes_on = time.monotonic() < end and self.read(0.2)
+            assert goes_on, f"expected {words}, got\n{self.text()}"
 
     def press(self, *keys):
         for key in keys:
