@@ -363,6 +363,23 @@ def test_a_model_of_the_hub_becomes_a_run_at_its_commit(server, folder, tmp_path
     assert server.seen == []
 
 
+def test_of_a_divided_model_only_the_files_that_its_index_names_are_fetched(server, folder, tmp_path):
+    server.folder = copy(folder, tmp_path / "divided")
+    leaves = load_file(folder / WHOLE)
+    (server.folder / WHOLE).rename(server.folder / "consolidated.safetensors")
+    halves = {"one.safetensors": sorted(leaves)[::2], "two.safetensors": sorted(leaves)[1::2]}
+    for file, names in halves.items():
+        save_file({name: leaves[name] for name in names}, server.folder / file)
+    index = {"weight_map": {name: file for file, names in halves.items() for name in names}}
+    (server.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert ask(server, tmp_path, "me/tiny", "--yes").status == 0
+    fetched = {path.rsplit("/", 1)[-1] for verb, path, _ in server.seen if verb == "GET" and path.endswith("tensors")}
+    assert fetched == set(halves)
+    (server.folder / "two.safetensors").unlink()
+    message = "expected two.safetensors, which the index of me/tiny names, got no such file"
+    assert refused(ask(server, tmp_path, "me/tiny", "--yes", "--run", "again"), message)
+
+
 def test_a_cut_download_goes_on_where_it_stopped(server, folder, tmp_path):
     """The library takes ten MiB at a time, so the model is of 25 MB."""
     server.folder = copy(folder, tmp_path / "wide", config=settings(folder, intermediate_size=16_000))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gptcore.pretrained.weights import INDEX, WHOLE
+from gptcore.pretrained.weights import INDEX, WHOLE, weight_files
 
 NAMES = {
     "phi-1": "microsoft/phi-1", "phi-1_5": "microsoft/phi-1_5", "phi-2": "microsoft/phi-2",
@@ -63,11 +63,15 @@ def find(name, revision=None) -> Repository:
     with _told(name):
         info = hub.HfApi().model_info(name, revision=revision, files_metadata=True, timeout=30)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    weights = (
-        [WHOLE] if WHOLE in sizes else [file for file in sizes if re.fullmatch(r"[\w-][\w.-]*\.safetensors", file)]
-    )
-    if not weights or "config.json" not in sizes:
+    if "config.json" not in sizes or sizes.keys().isdisjoint({WHOLE, INDEX}):
         raise ValueError(f"pretrained: expected config.json and safetensors in {name}, got {len(sizes)} files without")
+    weights = [WHOLE]
+    if WHOLE not in sizes:  # the index tells; a repository may hold the same weights in other files beside
+        with _told(f"{name}'s {INDEX}"):
+            index = hub.hf_hub_download(name, INDEX, revision=info.sha)
+        weights = weight_files(Path(index).parent)
+    if missing := sorted(set(weights) - sizes.keys()):
+        raise ValueError(f"pretrained: expected {missing[0]}, which the index of {name} names, got no such file")
     wanted = [file for file in SMALL if file in sizes and (file != INDEX or weights != [WHOLE])]
     licence = (info.card_data or {}).get("license") or next(
         (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), "not stated"
@@ -85,7 +89,8 @@ def _cached(name, revision):
         asked = f"commit {revision} of {name}" if revision else name
         raise ValueError(f"pretrained: expected {asked} in the hub's cache, because HF_HUB_OFFLINE is set, got nothing")
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-    kept = {file: size for file, size in files.items() if file in SMALL or file.endswith(".safetensors")}
+    weights = weight_files(folder)
+    kept = {file: size for file, size in files.items() if file in SMALL or file in weights}
     return Repository(name, folder.name, "as told when it was downloaded", kept)
 
 
