@@ -1,6 +1,7 @@
 """GGUF: what is written has every tensor and number, and llama.cpp computes from it what we compute."""
 
 import pytest
+import tokenizers
 import torch
 from cases import random_params
 from test_pretrained import ORACLES, oracle, train_words
@@ -76,3 +77,24 @@ def test_our_own_runs_and_what_is_refused(tmp_path):
     assert not (tmp_path / "neox.gguf").exists()
     with torch.no_grad():
         assert forward(params, config, torch.zeros(1, 3, dtype=torch.long))[0].isfinite().all()
+
+
+def test_the_kinds_of_tokens_are_those_of_the_tokenizer(tmp_path):
+    """A token that was added and isn't special is text, which a reader looks for before it cuts."""
+    oracle("qwen2").save_pretrained(tmp_path)
+    train_words(tmp_path)
+    text = tmp_path / "tokenizer.json"
+    model = tokenizers.Tokenizer.from_file(str(text))
+    model.add_tokens(["<think>"])
+    model.save(str(text))
+    words, n_vocab = tokenizer.load(text), model.get_vocab_size() + 2
+    writer = gguf.GGUFWriter(tmp_path / "words.gguf", "qwen2")
+    ours.write_words(writer, words, n_vocab)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    field = gguf.GGUFReader(tmp_path / "words.gguf").fields["tokenizer.ggml.token_type"]
+    kinds = [int(field.parts[at][0]) for at in field.data]
+    found = {words.eot: "CONTROL", model.token_to_id("<think>"): "USER_DEFINED", n_vocab - 1: "UNUSED"}
+    assert {id: gguf.TokenType(kinds[id]).name for id in found} == found
+    assert kinds.count(gguf.TokenType.NORMAL) == n_vocab - 2 - len(words.special) - 1

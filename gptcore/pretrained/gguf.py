@@ -22,7 +22,7 @@ from gptcore.pretrained.export import find_class, plain
 from gptcore.pretrained.table import pairs
 
 KNOWN = {gpt2: "GPT2", llama: "LLAMA", phi: "PHI2", qwen2: "QWEN2", qwen3: "QWEN3"}
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # what a token is
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # what a token is
 N_PROBE = 48  # tokens whose logits are compared
 SHARE = 0.02  # largest difference of a logit, as a share of the logits' standard deviation
 
@@ -145,7 +145,11 @@ def write_words(writer, words, n_vocab) -> None:
     known |= {token["id"]: token["content"] for token in parts["added_tokens"]}
     special = set(words.special.values())
     texts = [known.get(id, f"[unused {id}]") for id in range(n_vocab)]
-    kinds = [CONTROL if id in special else NORMAL if id in known else UNUSED for id in range(n_vocab)]
+    added = {token["id"] for token in parts["added_tokens"]}  # found in a text before it is cut, unlike the merged ones
+    kinds = [
+        CONTROL if id in special else USER_DEFINED if id in added else NORMAL if id in known else UNUSED
+        for id in range(n_vocab)
+    ]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(way_of_cutting(parts["pre_tokenizer"]))
     writer.add_token_list(texts)
