@@ -94,7 +94,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         x = torch.stack(torch._foreach_lerp(grads, buffers, momentum))  # Nesterov's look ahead
         x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)  # no singular value above 1
-        x = x.bfloat16() if device.multiplies_bfloat16(x.device) else x
+        narrow = x.dtype != torch.float64 and device.multiplies_bfloat16(x.device)
+        x = x.bfloat16() if narrow else x
         updates = orthogonalize(x).to(leaves[0].dtype).unbind()
         rows, columns = leaves[0].shape
         torch._foreach_mul_(leaves, 1 - lr * weight_decay)
@@ -178,13 +179,15 @@ def load_state_(optimizer, flat) -> None:
 
 
 @torch.no_grad()
-def clip_(grads, max_norm=1.0) -> torch.Tensor:
+def clip_(grads, max_norm=1.0, *, norm=None) -> torch.Tensor:
     """Scale the gradients so that their global norm is at most max_norm; returns the norm before, 0-dim and float32.
 
-    Nothing waits for the device. A norm that is not finite makes the gradients NaN.  arXiv:1211.5063.
+    norm is that of all gradients where these are a part of them. Nothing waits for the device. A norm that is not
+    finite makes the gradients NaN.  arXiv:1211.5063.
     """
-    wide = torch.promote_types(grads[0].dtype, torch.float32)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, wide)))
+    if norm is None:
+        wide = torch.promote_types(grads[0].dtype, torch.float32)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2, wide)))
     if norm.device.type != "cpu" or not norm <= max_norm:  # a factor of 1 need not be multiplied, where asking is free
         torch._foreach_mul_(grads, (max_norm / norm).clamp(max=1.0))
     return norm

@@ -27,6 +27,7 @@ from gptcore.data import prefetch
 from gptcore.device import key, synchronize
 from gptcore.lora import trained_spec
 from gptcore.model import block, check_tokens, embed, forward, head_loss, normed, param_spec, run_blocks
+from gptcore.parallel import ALONE
 
 Record = dict[str, Any]
 DEFAULT_OPTIMIZER = optim.Options()
@@ -78,10 +79,13 @@ class NotFinite(ArithmeticError):
     """A loss or gradient that is no number: the message names the update and the first bad weight or site."""
 
 
-def init_state(params, config, options) -> TrainState:
-    """A fresh optimizer over the leaves of params that learn (lora.trained_spec), which now want gradients."""
+def init_state(params, config, options, *, team=ALONE) -> TrainState:
+    """A fresh optimizer over the leaves of params that learn (lora.trained_spec), which now want gradients.
+
+    In a team (gptcore.parallel) over what this process holds of them.
+    """
     spec = trained_spec(params, config)
-    learning = {name: leaf.requires_grad_() for name, leaf in tree.walk(params) if name in spec}
+    learning = {name: team.local(leaf.requires_grad_()) for name, leaf in tree.walk(params) if name in spec}
     return TrainState(optim.make(learning, spec, options.optimizer))
 
 
@@ -97,21 +101,24 @@ def rate(step, options) -> float:
     return optim.SCHEDULES[options.schedule](step, n_steps=options.n_steps, warmup=options.warmup, floor=options.floor)
 
 
-def train(params, config, batches, state, options, *, stop=lambda: False) -> Iterator[Record]:
+def train(params, config, batches, state, options, *, stop=lambda: False, team=ALONE) -> Iterator[Record]:
     """Updates state.step .. n_steps - 1. Weights and state are whole whenever a record is yielded, so that is when to
     validate, to sample and to save.
 
     batches(step) -> (tokens, targets), each (N,T), is called ahead in a thread. stop() is read after each update. A
     record has kind "train", step, tokens, loss, lr, grad_norm, clipped, seconds and tokens_per_second; one of kind
-    "note" has a text. Raises what train_step_ raises, and MemoryError where not even one sequence a pass fits.
+    "note" has a text. In a team every process reads the same batches and yields the same records, and stop() must
+    answer alike. Raises what train_step_ raises, and MemoryError where not even one sequence a pass fits.
     """
     with closing(prefetch(batches, state.step, options.n_steps)) as coming:
         for batch in coming:
             while True:
                 try:
-                    record = train_step_(params, config, batch, state, options)
+                    record = train_step_(params, config, batch, state, options, team=team)
                     break
                 except torch.OutOfMemoryError:
+                    if team.size > 1:  # the others wait in the middle of this update
+                        raise
                     options = smaller_pass(options, len(batch[0]))
                     state.optimizer.zero_grad_()
                     torch.cuda.empty_cache()
@@ -121,7 +128,7 @@ def train(params, config, batches, state, options, *, stop=lambda: False) -> Ite
                 return
 
 
-def train_step_(params, config, batch, state, options) -> Record:
+def train_step_(params, config, batch, state, options, *, team=ALONE) -> Record:
     """One update on batch = (tokens, targets), each (N,T): its loss is the mean over all targets but those of -100.
 
     Raises NotFinite when the loss or the gradient is not finite, and leaves weights and state as they were; also when
@@ -130,17 +137,19 @@ def train_step_(params, config, batch, state, options) -> Record:
     device = params["embed"]["w"].device
     began = time.perf_counter()
     with deterministic(device.type):
-        nats = gradients_(params, config, batch, state.step, options)
-        norm = optim.clip_([leaf.grad for leaf in state.optimizer.named_params.values()], options.clip)
+        at_hand, held = team.for_update(params), state.optimizer.named_params
+        nats = gradients_(at_hand, config, batch, state.step, options, team=team)
+        team.reduce_(params, at_hand, held)
+        norm = optim.clip_([leaf.grad for leaf in held.values()], options.clip, norm=team.norm(params, held))
         nats, norm = torch.stack([nats.float(), norm.float()]).tolist()  # the one wait for the device
         if not math.isfinite(nats) or not math.isfinite(norm):
             state.optimizer.zero_grad_()
-            where = first_bad(params, config, batch, state.step, options)
+            where = first_bad(team.whole(params), config, batch, state.step, options)
             raise NotFinite(f"update {state.step}: loss {nats}, gradient norm {norm}; first bad value: {where}")
         ratio = rate(state.step, options)
         state.optimizer.step_(ratio)
         state.optimizer.zero_grad_()
-    if state.step == 0 and (bad := first_bad_weight(params)):
+    if state.step == 0 and (bad := first_bad_weight(team.whole(params))):
         raise NotFinite(f"update 0: the weights after it are not finite, first {bad}")
     synchronize(device)
     seconds, n_tokens = time.perf_counter() - began, batch[0].numel()
@@ -152,22 +161,26 @@ def train_step_(params, config, batch, state, options) -> Record:
     }  # fmt: skip
 
 
-def gradients_(params, config, batch, step, options) -> Tensor:
-    """Add the gradient of the update's mean loss to the leaves, pass by pass; returns that mean in nats, ()."""
+def gradients_(params, config, batch, step, options, *, team=ALONE) -> Tensor:
+    """Add the gradient of the update's mean loss to the leaves, pass by pass; returns that mean in nats, ().
+
+    In a team the gradient is that of this process's sequences, the mean that of all.
+    """
     device = params["embed"]["w"].device
     tokens, targets = (part.to(device, non_blocking=True) for part in batch)
-    run = loss_function(config, options.dtype, options.attention, options.compiled, options.recompute)
-    n_pass = options.n_pass or len(tokens)
+    run = loss_function(config, options.dtype, options.attention, options.compiled, options.recompute, team)
+    mine = team.sequences(len(tokens))
+    n_pass = options.n_pass or len(mine)
     nats = torch.zeros((), device=device, dtype=torch.promote_types(torch.float32, getattr(torch, options.dtype)))
     counted = (targets != -100).sum().clamp(min=1).to(nats.dtype)
-    for first in range(0, len(tokens), n_pass):
-        part = slice(first, first + n_pass)
+    for first in mine[::n_pass]:
+        part = slice(first, min(first + n_pass, mine.stop))
         seed = dropout_seeds(options.seed, step, first, len(tokens[part]), device) if config.dropout else None
         share = (targets[part] != -100).sum() / counted
         mean = run(params, tokens[part], targets[part], seed) * share
         mean.backward()
         nats += mean.detach()
-    return nats
+    return team.sum(nats)
 
 
 def dropout_seeds(seed, step, first, n, device) -> Tensor:
@@ -178,7 +191,7 @@ def dropout_seeds(seed, step, first, n, device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def loss_function(config, dtype, attention, compiled, recompute=False) -> Callable:
+def loss_function(config, dtype, attention, compiled, recompute=False, team=ALONE) -> Callable:
     """(params, tokens, targets, seed) -> mean loss, computed in dtype; a block is one compiled graph if asked.
 
     One block's graph serves them all: a graph of the whole body is perhaps a twentieth faster, and takes a multiple of
@@ -192,11 +205,17 @@ def loss_function(config, dtype, attention, compiled, recompute=False) -> Callab
     one = lambda x, p, positions, seed: way(x, cast(p), config, positions, dropout=seed, attention=attention)
     one = torch.compile(one, fullgraph=True, dynamic=False) if compiled else one
 
+    def in_turn(x, p, positions, seed):  # the backward pass gathers the weights again, and runs the block again
+        return checkpoint(lambda x: one(x, team.at_hand(p), positions, seed), x, use_reentrant=False)
+
+    runner = in_turn if team.just_in_time else one
+
     def run(params, tokens, targets, seed):
         check_tokens(tokens, config)
-        few = config.tied and tokens.device.type == "cpu"
+        few = config.tied and tokens.device.type == "cpu" and not team.just_in_time
+        params = params | {name: team.at_hand(part) for name, part in params.items() if name != "blocks"}
         x = embed(params, config, tokens, lookup=partial(F.embedding, sparse=few)).to(kind)
-        each = lambda x, p, config, positions, kv=None, *, dropout, **_: one(x, p, positions, dropout)
+        each = lambda x, p, config, positions, kv=None, *, dropout, **_: runner(x, p, positions, dropout)
         x, _ = run_blocks(params, config, x, dropout=seed, block=each)
         return head_loss(params, config, normed(x, cast(params["norm_f"]), config, "norm_f", None), targets)
 

@@ -33,7 +33,7 @@ SIDEWAYS = {
     "generate": {"model", "engine", "graph"},
     "engine": {"model"},
     "graph": {"model"},
-    "parallel": {"model"},
+    "parallel": {"lora"},
     "pretrained": {"model", "checkpoint"},
 }
 
