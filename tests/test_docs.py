@@ -104,3 +104,24 @@ def test_the_commands_of_a_lesson_run(name, monkeypatch, folder):
         done = CliRunner().invoke(main, [*words[0].split("."), *words[1:]])
         assert done.exit_code == 0, f"{command}: {done.output}"
         assert done.output.strip(), command
+
+
+def test_the_site_loads_nothing_from_elsewhere(tmp_path):
+    """Every page is there, equations are MathML, and no script, style or picture comes from another host."""
+    for name in ("sphinx", "myst_parser", "furo", "latex2mathml"):
+        pytest.importorskip(name, reason="the extra [docs] builds the site")
+    done = CliRunner().invoke(main, ["docs", "--out", str(tmp_path / "site")])
+    assert done.exit_code == 0, done.output
+    for name in PAGES:
+        page = (tmp_path / "site" / f"{name}.html").read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"(?:https?:)?//[^\"]*", page)
+        assert ("<math " in page) == (name in LESSONS)
+    assert "attention_scores" in (tmp_path / "site" / "03-attention.html").read_text(encoding="utf-8")
+
+
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = CliRunner().invoke(main, ["docs"])
+    assert isinstance(done.exception, ValueError)  # of which bridge.py makes one line and exit status 2
+    assert str(done.exception).endswith('python -m pip install -e ".[docs]" -c constraints.txt')
+    assert "\n" not in str(done.exception)

@@ -25,6 +25,7 @@ COMMANDS = sorted(
 NOT_HERE = {
     "invoke test": "it would run itself",
     "invoke lint": "CI runs it first",
+    "invoke docs": "needs an extra; tests/test_docs.py runs it",
     "invoke sanitize": "a minute; CI runs it last",
     "invoke benchmark": "minutes; test_benchmark.py runs one case",
     "invoke TASK --help": "stands for all",

@@ -13,6 +13,7 @@ from tools.compare import compare
 from tools.compile_gpu import compile_gpu
 from tools.data import data
 from tools.develop import lint, sanitize, test
+from tools.docs import docs
 from tools.doctor import doctor
 from tools.download import download
 from tools.evaluate import evaluate
@@ -28,7 +29,7 @@ from tools.train import train
 main = click.Group(
     "gptcore",
     commands=[
-        benchmark, build, compare, compile_gpu, data, doctor, download, evaluate, export, generate, harness,
+        benchmark, build, compare, compile_gpu, data, docs, doctor, download, evaluate, export, generate, harness,
         import_, interpret, lint, menu, pretrained, runs, sampling_demo, sanitize, test, train,
     ],
 )  # fmt: skip
