@@ -1,6 +1,7 @@
 """Law 9: what the lessons show exists, and runs as written."""
 
 import ast
+import importlib
 import io
 import re
 import shlex
@@ -125,3 +126,10 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     assert isinstance(done.exception, ValueError)  # of which bridge.py makes one line and exit status 2
     assert str(done.exception).endswith('python -m pip install -e ".[docs]" -c constraints.txt')
     assert "\n" not in str(done.exception)
+
+
+def test_a_picture_is_what_its_script_draws(monkeypatch):
+    """The one that no rounding can change. Seen to fail with another top_k."""
+    monkeypatch.syspath_prepend(str(DOCS))
+    drawn = importlib.import_module("figures").sampling()
+    assert (DOCS / "sampling.svg").read_text(encoding="utf-8") == drawn
