@@ -55,6 +55,9 @@ class Terminal:
             assert goes_on, f"expected {words}, got\n{self.text()}"
 
     def press(self, *keys):
+        """What a hand does: look until the screen stands still, then press."""
+        while select.select([self.file], [], [], 1.0)[0] and self.read(0):
+            pass
         for key in keys:
             os.write(self.file, key)
 
